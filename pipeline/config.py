@@ -1,0 +1,305 @@
+"""params.yaml and suites/*.yaml -> typed, validated configuration; every problem is reported at once.
+
+Scientific choices have no defaults: DVC sees only what is written, so what matters must be written.
+Machine choices (`placement`, `tracking`) may default.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dart import registry
+from pipeline.data.catalog import DATASETS
+from pipeline.errors import ConfigError, UserError, problem, unknown_name
+
+SUITES_DIR = Path("suites")
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """No unknown keys, no silent conversions, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ShardsConfig(Strict):
+    samples_per_shard: int = Field(ge=1)
+
+
+class ModelConfig(Strict):
+    """The backbone: everything after the tokens."""
+
+    backbone: str
+    variant: str
+    img_size: int = Field(ge=1)  # pixels, square
+    patch_size: int = Field(ge=1)  # pixels on the side of every token's patch, whatever its region's size
+    in_chans: int = Field(ge=1)
+
+
+class TokenizerConfig(Strict):
+    """How an image is cut into tokens; `dart.tokenizer` explains each key."""
+
+    name: str
+    token_budget: int = Field(ge=1)  # patch tokens per image, class token excluded
+    num_rows: Annotated[int, Field(ge=1)] | None
+    scorer: str
+    score_floor: Annotated[float, Field(gt=0, le=1)]
+    score_blur: int = Field(ge=0)
+    sampling: str
+    pos_embed: str
+
+
+class TrainConfig(Strict):
+    epochs: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1)  # samples per optimizer step over all workers
+    lr: float = Field(gt=0)
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    weight_decay: float = Field(ge=0)
+    scorer_lr_scale: float = Field(gt=0)
+    warmup_frac: Fraction  # of all steps
+    clip_grad: float = Field(gt=0)
+    label_smoothing: Fraction
+    augment: Literal["none", "flip_crop"]
+    precision: Literal["fp32", "bf16"]
+
+
+class Placement(Strict):
+    """Where the work runs. Not science: no result depends on it beyond rounding."""
+
+    num_workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    loader_workers: int = Field(default=0, ge=0)
+    max_failures: int = Field(default=2, ge=0)
+    ray_address: str | None = None
+
+
+class Tracking(Strict):
+    uri: str = "sqlite:///mlflow.db"
+
+
+class Overrides(Strict):
+    """What an experiment changes; anything it does not name is the suite's."""
+
+    model: dict[str, Any] = {}
+    tokenizer: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+
+class ExperimentConfig(Overrides):
+    """One row of the table.
+
+    `num_workers` pins the number of Ray Train workers, for an experiment whose subject is that number.
+    `agrees_with` names the experiment that must give the same result.
+    """
+
+    seeds: list[int] | None = None
+    num_workers: Annotated[int, Field(ge=1)] | None = None
+    agrees_with: str | None = None
+
+
+class SweepConfig(Strict):
+    seeds: Annotated[list[int], Field(min_length=1)]
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]  # dotted key -> values
+
+
+class EvaluateConfig(Strict):
+    batch_size: int = Field(ge=1)
+    gallery_samples: int = Field(ge=0)
+
+
+class BenchmarkConfig(Strict):
+    batch_size: int = Field(ge=1)
+    rounds: int = Field(ge=1)
+
+
+class Suite(Strict):
+    """One params file of suites/: a data set, a table of experiments and a sweep."""
+
+    name: str
+    dataset: Any  # the options model of the catalogue's entry
+    shards: ShardsConfig
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    train: TrainConfig
+    seeds: Annotated[list[int], Field(min_length=1)]
+    experiments: Annotated[dict[str, ExperimentConfig], Field(min_length=1)]
+    sweep: SweepConfig | None
+    evaluate: EvaluateConfig
+    benchmark: BenchmarkConfig
+
+
+class Trial(Strict):
+    """One training to be done: the resolved science of it, and nothing of the machine."""
+
+    name: str
+    seed: int
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    train: TrainConfig
+    num_workers: int | None = None  # pinned by the experiment, else left to `placement`
+
+    @property
+    def model_name(self) -> str:
+        """timm's name of the model."""
+        return registry.model_name(
+            self.tokenizer.name, self.model.backbone, self.model.variant, self.model.patch_size, self.model.img_size
+        )
+
+    def architecture(self) -> dict[str, Any]:
+        """What cost and speed depend on: the model and the tokenizer, not the training."""
+        return {"model": self.model.model_dump(mode="json"), "tokenizer": self.tokenizer.model_dump(mode="json")}
+
+    def science(self) -> dict[str, Any]:
+        """What the weights depend on; its hash, with data and code, is the run's fingerprint."""
+        pinned = {} if self.num_workers is None else {"num_workers": self.num_workers}
+        return {**self.architecture(), "train": self.train.model_dump(mode="json"), "seed": self.seed, **pinned}
+
+
+class Params(Strict):
+    """params.yaml: the active suites and where the work runs."""
+
+    suites: Annotated[list[str], Field(min_length=1)]
+    placement: Placement = Placement()
+    tracking: Tracking = Tracking()
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read YAML 1.2 as DVC does (`1e-3` is a number)."""
+    if not path.is_file():
+        raise UserError(problem(str(path.parent), path.name, "no such file", "see suites/ for the known suites"))
+    try:
+        data = YAML(typ="safe").load(path.read_text())
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values")
+    return data
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read params.yaml; RAY_ADDRESS and MLFLOW_TRACKING_URI override what it says.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    raw = load_yaml(path)
+    problems: list[str] = []
+    params = _validate(Params, raw, "", problems)
+    suites = raw.get("suites")
+    known = [p.stem for p in sorted(SUITES_DIR.glob("*.yaml"))]
+    for i, name in enumerate(suites if isinstance(suites, list) else []):
+        if name not in known:
+            problems.append(unknown_name(f"suites[{i}]", name, known))
+    if problems or params is None:
+        raise ConfigError(str(path), problems)
+    placement = {**params.placement.model_dump(), **_from_env("RAY_ADDRESS", "ray_address")}
+    tracking = {**params.tracking.model_dump(), **_from_env("MLFLOW_TRACKING_URI", "uri")}
+    return Params(suites=params.suites, placement=Placement(**placement), tracking=Tracking(**tracking))
+
+
+def load_suite(name: str, path: Path | None = None) -> Suite:
+    """Read and check `suites/NAME.yaml`, its experiments and its sweep.
+
+    Raises:
+        ConfigError: with every problem found, each as `where = value: rule; remedy`.
+    """
+    from pipeline.sweep.plan import plan_experiments, plan_sweep  # it builds on this module
+
+    path = path or SUITES_DIR / f"{name}.yaml"
+    raw = load_yaml(path)
+    problems: list[str] = []
+    dataset = _validate_dataset(raw.get("dataset"), problems)
+    suite = _validate(Suite, {**raw, "name": name, "dataset": dataset}, "", problems)
+    if suite is not None:
+        for plan in (plan_experiments, plan_sweep):
+            try:
+                plan(suite)
+            except ConfigError as error:
+                problems += [line for line in error.problems if line not in problems]
+    if problems or suite is None:
+        raise ConfigError(str(path), problems)
+    return suite
+
+
+def check_trial(trial: Trial, where: str) -> list[str]:
+    """Problems of a resolved trial that no single key shows: names, budgets, divisibility."""
+    model, tokenizer, train = trial.model, trial.tokenizer, trial.train
+    named = [
+        ("model.backbone", model.backbone, registry.BACKBONES),
+        ("model.variant", model.variant, registry.VARIANTS),
+        ("tokenizer.name", tokenizer.name, registry.TOKENIZERS),
+        ("tokenizer.scorer", tokenizer.scorer, registry.SCORERS),
+        ("tokenizer.sampling", tokenizer.sampling, registry.SAMPLINGS),
+        ("tokenizer.pos_embed", tokenizer.pos_embed, registry.POS_EMBEDS),
+    ]
+    problems = [unknown_name(where + key, value, known) for key, value, known in named if value not in known]
+    pixels = model.img_size**2
+    if tokenizer.token_budget > pixels:
+        rule = f"more tokens than the {model.img_size} x {model.img_size} = {pixels} pixels of an image"
+        problems.append(problem(f"{where}tokenizer.token_budget", tokenizer.token_budget, rule, f"at most {pixels}"))
+    if tokenizer.num_rows is not None and tokenizer.num_rows > tokenizer.token_budget:
+        rule = f"more rows than token_budget ({tokenizer.token_budget})"
+        problems.append(problem(f"{where}tokenizer.num_rows", tokenizer.num_rows, rule, "null = round(sqrt(token_budget))"))
+    if trial.num_workers and train.global_batch_size % trial.num_workers:
+        problems.append(indivisible_batch(f"{where}train.global_batch_size", train.global_batch_size, trial.num_workers))
+    return problems
+
+
+def indivisible_batch(where: str, global_batch_size: int, world_size: int) -> str:
+    """The error line for a batch that cannot be split equally, with the nearest that can."""
+    nearest = max(1, round(global_batch_size / world_size)) * world_size
+    return problem(where, global_batch_size, f"not a multiple of world_size ({world_size})", f"try {nearest}")
+
+
+def _validate_dataset(raw: Any, problems: list[str]) -> Any:
+    if not isinstance(raw, dict) or "name" not in raw:
+        problems.append("dataset.name: missing; known: " + ", ".join(sorted(DATASETS)))
+        return None
+    if raw["name"] not in DATASETS:
+        problems.append(unknown_name("dataset.name", raw["name"], DATASETS))
+        return None
+    return _validate(DATASETS[raw["name"]].options, raw, "dataset.", problems)
+
+
+def explain_validation(schema: type[BaseModel], error: ValidationError, prefix: str) -> list[str]:
+    """Pydantic's findings in the house's form, each `where = value: rule; remedy`."""
+    return [_problem_line(schema, prefix, e) for e in error.errors()]
+
+
+def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[str]) -> Any:
+    """The validated model, or None with the reasons added to `problems`."""
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        problems += explain_validation(schema, error, prefix)
+        return None
+
+
+def _problem_line(schema: type[BaseModel], prefix: str, error: Any) -> str:
+    where = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
+    if error["type"] == "missing":
+        return f"{where}: missing; science has no hidden defaults, write it down"
+    if error["type"] == "extra_forbidden":
+        return unknown_name(where, error["loc"][-1], _keys_at(schema, error["loc"][:-1]))
+    return problem(where, error["input"], error["msg"][0].lower() + error["msg"][1:])
+
+
+def _keys_at(schema: Any, loc: tuple[Any, ...]) -> list[str]:
+    """The field names of the model that sits at `loc` inside `schema`."""
+    for part in loc:
+        field = getattr(schema, "model_fields", {}).get(part)
+        if field is None:
+            continue  # a key of a dict, an index of a list
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), schema)
+    return list(getattr(schema, "model_fields", {}))
+
+
+def _from_env(variable: str, key: str) -> dict[str, str]:
+    value = os.environ.get(variable)
+    return {key: value} if value else {}

@@ -1,0 +1,1 @@
+"""The data sets this laboratory knows: one entry each. Imports nothing heavy."""

@@ -1,0 +1,109 @@
+"""A suite -> the list of its trials. Pure: nothing is read, started or written, so `--dry-run` is the truth."""
+
+import itertools
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config import (
+    ExperimentConfig,
+    ModelConfig,
+    Overrides,
+    Suite,
+    TokenizerConfig,
+    TrainConfig,
+    Trial,
+    check_trial,
+    explain_validation,
+)
+from pipeline.errors import ConfigError, problem, unknown_name
+
+SECTIONS = {"model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
+
+
+def plan_experiments(suite: Suite) -> list[Trial]:
+    """Every experiment with every one of its seeds, in the order of the file.
+
+    Raises:
+        ConfigError: with every problem of every experiment.
+    """
+    trials: list[Trial] = []
+    problems: list[str] = []
+    for name, experiment in suite.experiments.items():
+        where = f"experiments.{name}."
+        trials += _trials(suite, name, experiment, experiment.seeds or suite.seeds, where, problems, experiment.num_workers)
+        problems += _twin_problems(suite, name, experiment)
+    if problems:
+        raise ConfigError(f"suites/{suite.name}.yaml", problems)
+    return trials
+
+
+def plan_sweep(suite: Suite) -> list[Trial]:
+    """The full grid of `sweep.grid` times `sweep.seeds`, the first key varying slowest.
+
+    Raises:
+        ConfigError: with every problem of every point of the grid, each once.
+    """
+    if suite.sweep is None:
+        return []
+    trials: list[Trial] = []
+    problems = [unknown_name("sweep.grid", key, _dotted_keys()) for key in suite.sweep.grid if key not in _dotted_keys()]
+    if not problems:
+        for point in itertools.product(*suite.sweep.grid.values()):
+            values = dict(zip(suite.sweep.grid, point, strict=True))
+            name = "-".join(str(value) for value in point)
+            trials += _trials(suite, name, _overrides(values), suite.sweep.seeds, "sweep.grid: ", problems)
+    if problems:
+        raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
+    return trials
+
+
+def _trials(
+    suite: Suite,
+    name: str,
+    overrides: Overrides,
+    seeds: list[int],
+    where: str,
+    problems: list[str],
+    num_workers: int | None = None,
+) -> list[Trial]:
+    """One trial per seed; none, and the reasons in `problems`, where the overrides make no sense."""
+    sections: dict[str, Any] = {}
+    found: list[str] = []
+    for section, schema in SECTIONS.items():
+        merged = {**getattr(suite, section).model_dump(), **getattr(overrides, section)}
+        try:
+            sections[section] = schema.model_validate(merged)
+        except ValidationError as error:
+            found += explain_validation(schema, error, f"{where}{section}.")
+    if not found:
+        trials = [Trial(name=name, seed=seed, num_workers=num_workers, **sections) for seed in seeds]
+        found = check_trial(trials[0], where)
+    problems += found
+    return [] if found else trials
+
+
+def _twin_problems(suite: Suite, name: str, experiment: ExperimentConfig) -> list[str]:
+    twin = experiment.agrees_with
+    if twin is None:
+        return []
+    where = f"experiments.{name}.agrees_with"
+    if twin not in suite.experiments:
+        return [unknown_name(where, twin, suite.experiments)]
+    missing = sorted(set(experiment.seeds or suite.seeds) - set(suite.experiments[twin].seeds or suite.seeds))
+    return [problem(where, twin, f"has no run of seed {missing[0]}", "give both the same seeds")] if missing else []
+
+
+def _overrides(values: Mapping[str, Any]) -> Overrides:
+    """{'model.variant': 'nano'} -> Overrides(model={'variant': 'nano'})."""
+    nested: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, value in values.items():
+        section, leaf = key.split(".", 1)
+        nested[section][leaf] = deepcopy(value)
+    return Overrides(**nested)
+
+
+def _dotted_keys() -> list[str]:
+    return [f"{section}.{key}" for section, schema in SECTIONS.items() for key in schema.model_fields]
