@@ -13,10 +13,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BACKBONES = ("vit",)
 TOKENIZERS = ("dart", "uniform")
 SCORERS = ("conv",)
+# Options that only the DART tokenizer reads: they are no part of another model's identity.
+DART_ONLY = ("scorer", "score_floor", "score_blur")
 SAMPLINGS = ("area", "point")
 POS_EMBEDS = ("geometry", "table")
 
 
-def model_name(tokenizer: str, backbone: str, variant: str, patch_size: int, img_size: int) -> str:
-    """The name under which timm knows a model, for example `dart_vit_micro_patch8_96`."""
-    return f"{tokenizer}_{backbone}_{variant}_patch{patch_size}_{img_size}"
+def model_name(tokenizer: str, backbone: str, variant: str) -> str:
+    """The name under which timm knows a model, for example `dart_vit_micro`."""
+    return f"{tokenizer}_{backbone}_{variant}"

@@ -146,18 +146,20 @@ class Trial(Strict):
     @property
     def model_name(self) -> str:
         """timm's name of the model."""
-        return registry.model_name(
-            self.tokenizer.name, self.model.backbone, self.model.variant, self.model.patch_size, self.model.img_size
-        )
+        return registry.model_name(self.tokenizer.name, self.model.backbone, self.model.variant)
 
     def architecture(self) -> dict[str, Any]:
         """What cost and speed depend on: the model and the tokenizer, not the training."""
-        return {"model": self.model.model_dump(mode="json"), "tokenizer": self.tokenizer.model_dump(mode="json")}
+        unread = set() if self.tokenizer.name == "dart" else set(registry.DART_ONLY)
+        tokenizer = self.tokenizer.model_dump(mode="json", exclude=unread)
+        return {"model": self.model.model_dump(mode="json"), "tokenizer": tokenizer}
 
     def science(self) -> dict[str, Any]:
         """What the weights depend on; its hash, with data and code, is the run's fingerprint."""
         pinned = {} if self.num_workers is None else {"num_workers": self.num_workers}
-        return {**self.architecture(), "train": self.train.model_dump(mode="json"), "seed": self.seed, **pinned}
+        unread = set() if self.tokenizer.name == "dart" else {"scorer_lr_scale"}
+        train = self.train.model_dump(mode="json", exclude=unread)
+        return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
 
 
 class Params(Strict):

@@ -1,0 +1,150 @@
+"""What a tokenizer does to an image, as figures: its density, its regions, and the mosaic the model sees.
+
+# B batch, C channels (1 or 3 are shown, else their mean), H W image pixels, R rows, N tokens, P patch side
+Takes tensors or arrays alike; nothing here needs a display, a model or a GPU. Needs matplotlib.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+# Okabe and Ito's palette: told apart with any colour vision, and on black as well as on white.
+DART_COLOR, UNIFORM_COLOR = "#E69F00", "#56B4E9"
+RIGHT_COLOR, WRONG_COLOR = "#00734F", "#C1272D"
+PANEL_SIDE_IN = 1.9  # inches
+
+
+class Caption(NamedTuple):
+    """A line under a picture: what the model said, and whether that is right (None: nobody knows)."""
+
+    text: str
+    right: bool | None = None
+
+
+def draw_tokens(images: Any, tokenization: Any, captions: Sequence[Caption | str]) -> Figure:
+    """One row per image: the image, the density over it, its regions, and what the model sees.
+
+    Args:
+        images: (B, C, H, W), any value range; each image is shown from its smallest to its largest value.
+        tokenization: Anything with `density` (B, G_h, G_w), `regions` (B, N, 4) and `patches`
+            (B, N, C, P, P), such as the tokenizer's `inspect(images)`.
+        captions: One per image, set under the mosaic.
+    """
+    images, density, regions, patches = map(
+        as_array, (images, tokenization.density, tokenization.regions, tokenization.patches)
+    )
+    figure, axes = panel_grid(["image", "density", "token regions", "what the model sees"], len(images))
+    for i, caption in enumerate(captions):
+        show_image(axes[i, 0], images[i])
+        show_density(axes[i, 1], images[i], density[i])
+        show_regions(axes[i, 2], images[i], regions[i])
+        show_mosaic(axes[i, 3], images[i], regions[i], patches[i])
+        write_caption(axes[i, 3], caption)
+    return figure
+
+
+def panel_grid(titles: Sequence[str], num_rows: int) -> tuple[Figure, NDArray[Any]]:
+    """An empty figure of square panels, and its axes (num_rows, len(titles)); every column has a title."""
+    width, height = PANEL_SIDE_IN * len(titles) + 0.3, (PANEL_SIDE_IN + 0.22) * max(num_rows, 1) + 0.3
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(max(num_rows, 1), len(titles), squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=10)
+    return figure, axes
+
+
+def show_image(ax: Axes, image: Array, dim: float = 1.0) -> None:
+    """The image (C, H, W) with pixels as the unit of both axes; `dim` < 1 darkens it behind an overlay."""
+    height, width = image.shape[-2:]
+    shown = _displayed(image, image) * dim
+    ax.imshow(shown, extent=(0, width, height, 0), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+    ax.set(xlim=(0, width), ylim=(height, 0))
+
+
+def show_density(ax: Axes, image: Array, density: Array) -> None:
+    """The density (G_h, G_w) as colour over the image (C, H, W): dark is nothing, bright is the most."""
+    show_image(ax, image)
+    height, width = image.shape[-2:]
+    smooth = _resize(density, height, width)
+    heat = (smooth - smooth.min()) / max(float(np.ptp(smooth)), 1e-12)
+    # Where the density is low the image stays visible in grey, where it is high the colour covers it more.
+    alpha = 0.25 + 0.45 * np.sqrt(heat)
+    extent = (0, width, height, 0)
+    ax.imshow(heat, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="bilinear")
+    ax.set(xlim=(0, width), ylim=(height, 0))
+
+
+def show_regions(ax: Axes, image: Array, regions: Array, color: str = DART_COLOR) -> None:
+    """The outlines of the regions (N, 4), as x0, y0, x1, y1 in pixels, over the image (C, H, W)."""
+    show_image(ax, image, dim=0.85)
+    ax.add_collection(LineCollection(list(outlines(regions)), colors=color, linewidths=0.9))
+
+
+def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array) -> None:
+    """Every token's patch (N, C, P, P) at the same size, in rows as in the image, with white gaps between.
+
+    The image gives the range of values, so that a patch is as bright as the place it was read from.
+    """
+    ax.imshow(mosaic(image, regions, patches), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+
+
+def write_caption(ax: Axes, caption: Caption | str) -> None:
+    """Set the line under a panel: green with a tick when right, red with a cross when wrong."""
+    caption = Caption(caption) if isinstance(caption, str) else caption
+    sign, color = {None: ("", "black"), True: ("✓ ", RIGHT_COLOR), False: ("✗ ", WRONG_COLOR)}[caption.right]
+    ax.set_xlabel(sign + caption.text, color=color, fontsize=9, labelpad=3)
+
+
+def mosaic(image: Array, regions: Array, patches: Array, gap_px: int = 1) -> Array:
+    """The tokens as the model receives them: (h, w) or (h, w, 3) in [0, 1], gaps and missing tokens white."""
+    side = patches.shape[-1] + gap_px
+    rows = tokens_per_row(regions)
+    shown = [_displayed(patch, image) for patch in patches]
+    canvas = np.ones((len(rows) * side + gap_px, max(rows) * side + gap_px, *shown[0].shape[2:]))
+    places = [(row, column) for row, count in enumerate(rows) for column in range(count)]
+    for patch, (row, column) in zip(shown, places, strict=True):
+        top, left = row * side + gap_px, column * side + gap_px
+        canvas[top : top + side - gap_px, left : left + side - gap_px] = patch
+    return canvas
+
+
+def tokens_per_row(regions: Array) -> list[int]:
+    """How many of the regions (N, 4), in reading order, lie in each row: a row starts at the left edge."""
+    starts = np.flatnonzero(np.r_[True, regions[1:, 0] < regions[:-1, 2] - 1e-3])
+    return [int(count) for count in np.diff(np.r_[starts, len(regions)])]
+
+
+def outlines(regions: Array) -> Array:
+    """The four corners of each region (N, 4), closed: (N, 5, 2) as x, y."""
+    x0, y0, x1, y1 = np.moveaxis(regions, -1, 0)
+    return np.stack([np.stack(c, -1) for c in [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]], -2)
+
+
+def as_array(values: Any) -> Array:
+    """A float32 array from an array or from a tensor on any device, with or without a gradient."""
+    values = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=np.float32)
+
+
+def _displayed(pixels: Array, image: Array) -> Array:
+    """(C, h, w) -> (h, w) or (h, w, 3) in [0, 1]; the image's smallest value is 0 and its largest is 1."""
+    low, high = float(image.min()), float(image.max())
+    scaled = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
+    return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled.mean(0)
+
+
+def _resize(grid: Array, height: int, width: int) -> Array:
+    """Bilinear, with cell centres at +0.5 as everywhere; the border cells are continued outwards."""
+    rows = (np.arange(height) + 0.5) * grid.shape[0] / height - 0.5
+    columns = (np.arange(width) + 0.5) * grid.shape[1] / width - 0.5
+    wide = np.stack([np.interp(columns, np.arange(grid.shape[1]), line) for line in grid])
+    return np.stack([np.interp(rows, np.arange(grid.shape[0]), line) for line in wide.T], axis=1)

@@ -1,0 +1,5 @@
+"""Backbones with region tokenizers. Importing this package registers them with timm."""
+
+from dart.models.vit import RegionVisionTransformer, build
+
+__all__ = ["RegionVisionTransformer", "build"]
