@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -89,12 +90,12 @@ def show_regions(ax: Axes, image: Array, regions: Array, color: str = DART_COLOR
     ax.add_collection(LineCollection(list(outlines(regions)), colors=color, linewidths=0.9))
 
 
-def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array) -> None:
-    """Every token's patch (N, C, P, P) at the same size, in rows as in the image, with white gaps between.
+def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array, color: str = DART_COLOR) -> None:
+    """Every token's patch (N, C, P, P) at the same size, in rows as in the image, with coloured gaps between.
 
     The image gives the range of values, so that a patch is as bright as the place it was read from.
     """
-    ax.imshow(mosaic(image, regions, patches), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+    ax.imshow(mosaic(image, regions, patches, color), interpolation="nearest")
 
 
 def write_caption(ax: Axes, caption: Caption | str) -> None:
@@ -104,16 +105,17 @@ def write_caption(ax: Axes, caption: Caption | str) -> None:
     ax.set_xlabel(sign + caption.text, color=color, fontsize=9, labelpad=3)
 
 
-def mosaic(image: Array, regions: Array, patches: Array, gap_px: int = 1) -> Array:
-    """The tokens as the model receives them: (h, w) or (h, w, 3) in [0, 1], gaps and missing tokens white."""
+def mosaic(image: Array, regions: Array, patches: Array, color: str = DART_COLOR, gap_px: int = 1) -> Array:
+    """The tokens as the model receives them: (h, w, 3) in [0, 1]; places without a token are white."""
     side = patches.shape[-1] + gap_px
     rows = tokens_per_row(regions)
-    shown = [_displayed(patch, image) for patch in patches]
-    canvas = np.ones((len(rows) * side + gap_px, max(rows) * side + gap_px, *shown[0].shape[2:]))
-    places = [(row, column) for row, count in enumerate(rows) for column in range(count)]
-    for patch, (row, column) in zip(shown, places, strict=True):
-        top, left = row * side + gap_px, column * side + gap_px
-        canvas[top : top + side - gap_px, left : left + side - gap_px] = patch
+    canvas = np.ones((len(rows) * side + gap_px, max(rows) * side + gap_px, 3))
+    places = [(row * side, column * side) for row, count in enumerate(rows) for column in range(count)]
+    for patch, (top, left) in zip(patches, places, strict=True):
+        shown = _displayed(patch, image)
+        canvas[top : top + side + gap_px, left : left + side + gap_px] = to_rgb(color)
+        inside = canvas[top + gap_px : top + side, left + gap_px : left + side]
+        inside[:] = shown if shown.ndim == 3 else shown[..., None]
     return canvas
 
 

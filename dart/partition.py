@@ -107,7 +107,7 @@ def flow_partition(density: Tensor, tokens_per_row: tuple[int, ...], img_size: t
     cols = invert_cdf(strips, levels.clamp(max=1))
     cols = torch.where(levels < 1, cols, grid_w)
     cols = _with_ends(cols, grid_w)
-    return Partition(rows * (height / grid_h), cols * (width / grid_w), tokens_per_row)
+    return Partition(rows * height / grid_h, cols * width / grid_w, tokens_per_row)
 
 
 def uniform_partition(
@@ -120,6 +120,11 @@ def uniform_partition(
     steps = torch.arange(max(tokens_per_row) + 1, device=device, dtype=dtype)
     cols = (steps * width / counts[:, None]).clamp(max=width)
     return Partition(rows[None], cols[None], tokens_per_row)
+
+
+def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Edges and densities are never computed in less than float32: bfloat16 moves edges by hundreds of pixels."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _with_ends(inner: Tensor, end: int) -> Tensor:

@@ -67,3 +67,8 @@ class TablePosEmbed(nn.Module):
         rows, cols = (w / w.sum(-1, keepdim=True).clamp(min=1e-6) for w in (rows, cols))
         lines = torch.einsum("brh,hwd->brwd", rows, self.table)
         return select_tokens(cols @ lines, partition.tokens_per_row)
+
+
+def build_pos_embed(name: str, dim: int, grid_side: int) -> nn.Module:
+    """A position embedding by its name in `dart.registry.POS_EMBEDS`; a table has `grid_side` squared entries."""
+    return GeometricPosEmbed(dim) if name == "geometry" else TablePosEmbed(dim, (grid_side, grid_side))

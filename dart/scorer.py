@@ -3,9 +3,10 @@
 # B batch, C channels, H W image pixels, G score grid side
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dart.partition import geometry_dtype
 
 
 class ConvScorer(nn.Module):
@@ -22,9 +23,9 @@ class ConvScorer(nn.Module):
             stride = 1 if i == len(widths) - 1 else 2
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(4, after), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        # No bias: the density does not change with a constant added to every score.
+        self.head = nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> raw scores (B, ceil(H / 8), ceil(W / 8)), any real number."""
@@ -51,13 +52,8 @@ def scores_to_density(scores: Tensor, floor: float, blur: int) -> Tensor:
     Returns:
         (B, G_h, G_w), positive, sum 1 for each image.
     """
-    density = scores.float().flatten(1).softmax(-1).view_as(scores)
+    density = scores.to(geometry_dtype(scores.dtype)).flatten(1).softmax(-1).view_as(scores)
     for _ in range(blur):
         density = F.avg_pool2d(density[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
     density = density / density.sum((1, 2), keepdim=True)
     return (1 - floor) * density + floor / density[0].numel()
-
-
-def uniform_density(batch: int, grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(B, G_h, G_w), constant, sum 1."""
-    return torch.full((batch, *grid), 1 / (grid[0] * grid[1]), device=device)

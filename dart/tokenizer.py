@@ -5,13 +5,12 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from dart.partition import Partition, flow_partition, plan_rows, uniform_partition
-from dart.pos_embed import GeometricPosEmbed, TablePosEmbed
+from dart.partition import Partition, flow_partition, geometry_dtype, plan_rows, uniform_partition
+from dart.pos_embed import build_pos_embed
 from dart.sampling import sample_patches
-from dart.scorer import build_scorer, scores_to_density, uniform_density
+from dart.scorer import scores_to_density
 
 
 class Tokenization(NamedTuple):
@@ -33,18 +32,22 @@ class Tokenization(NamedTuple):
     tokens: Tensor
 
 
-class RegionTokenizer(nn.Module):
-    """Partition -> patches -> projection, position, norm: what every region tokenizer shares.
+class DartTokenizer(nn.Module):
+    """Learned regions, read at patch resolution, projected, with their positions.
 
-    Takes the place of timm's `PatchEmbed`: call it with images, get tokens with their positions.
+    Takes the place of timm's `PatchEmbed`: call it with images, get tokens.
 
     Args:
         img_size: Side in pixels of the images the position table is laid out for; any size is accepted.
         patch_size: P; every region is read at P x P pixels.
         in_chans: C.
         embed_dim: D.
+        scorer: Images to raw scores (B, G_h, G_w), see `dart.scorer`; None cuts the uniform grid, which is what
+            DART is compared with, everything else being equal.
         token_budget: N, patch tokens per image; `forward` can be told another.
         num_rows: R; None for round(sqrt(N)).
+        score_floor: Uniform share of the density, in (0, 1].
+        score_blur: Passes of a 3 x 3 mean filter over the density.
         sampling: "area" or "point", see `dart.sampling.sample_patches`.
         pos_embed: "geometry" or "table", see `dart.pos_embed`.
     """
@@ -55,28 +58,27 @@ class RegionTokenizer(nn.Module):
         patch_size: int,
         in_chans: int,
         embed_dim: int,
+        scorer: nn.Module | None,
         *,
         token_budget: int,
         num_rows: int | None = None,
+        score_floor: float = 0.3,
+        score_blur: int = 2,
         sampling: str = "area",
         pos_embed: str = "geometry",
-        bias: bool = True,
     ) -> None:
         super().__init__()
-        if token_budget < 1 or token_budget > img_size**2:
+        if not 1 <= token_budget <= img_size**2:
             raise ValueError(f"token_budget = {token_budget}: must be from 1 to the image's {img_size**2} pixels")
         self.img_size = (img_size, img_size)
         self.patch_size = (patch_size, patch_size)
         self.num_patches = token_budget
         self.num_rows = num_rows
+        self.score_floor, self.score_blur = score_floor, score_blur
         self.sampling = sampling
-        self.proj = nn.Linear(in_chans * patch_size**2, embed_dim, bias=bias)
-        self.pos_embed: nn.Module
-        if pos_embed == "geometry":
-            self.pos_embed = GeometricPosEmbed(embed_dim)
-        else:
-            side = img_size // patch_size
-            self.pos_embed = TablePosEmbed(embed_dim, (side, side))
+        self.scorer = scorer
+        self.proj = nn.Linear(in_chans * patch_size**2, embed_dim)
+        self.pos_embed = build_pos_embed(pos_embed, embed_dim, img_size // patch_size)
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, images: Tensor, num_patches: int | None = None) -> Tensor:
@@ -94,67 +96,16 @@ class RegionTokenizer(nn.Module):
         return Tokenization(scores, density, partition.row_edges, regions, patches, tokens)
 
     def partition(self, images: Tensor, counts: tuple[int, ...]) -> tuple[Tensor | None, Tensor, Partition]:
-        """Scores (or None), density and partition of these images."""
-        raise NotImplementedError
+        """Scores, density (B, G_h, G_w) and partition of these images; without a scorer, one partition for all."""
+        img_size = (images.shape[-2], images.shape[-1])
+        if self.scorer is None:
+            uniform = uniform_partition(counts, img_size, images.device, geometry_dtype(images.dtype))
+            cells = (len(images), len(counts), max(counts))
+            return None, uniform.row_edges.new_full(cells, 1 / (cells[1] * cells[2])), uniform
+        scores = self.scorer(images)
+        density = scores_to_density(scores, self.score_floor, self.score_blur)
+        return scores, density, flow_partition(density, counts, img_size)
 
     def feat_ratio(self) -> int:
         """Pixels per token side of the uniform grid (timm's contract)."""
         return self.patch_size[0]
-
-
-class DartTokenizer(RegionTokenizer):
-    """Learned regions: a scorer's density decides where the tokens go.
-
-    Args:
-        scorer: Name in `dart.registry.SCORERS`.
-        score_floor: Uniform share of the density, in (0, 1].
-        score_blur: Passes of a 3 x 3 mean filter over the density.
-        others: See `RegionTokenizer`.
-    """
-
-    def __init__(
-        self,
-        img_size: int,
-        patch_size: int,
-        in_chans: int,
-        embed_dim: int,
-        *,
-        scorer: str = "conv",
-        score_floor: float = 0.3,
-        score_blur: int = 2,
-        token_budget: int,
-        num_rows: int | None = None,
-        sampling: str = "area",
-        pos_embed: str = "geometry",
-        bias: bool = True,
-    ) -> None:
-        super().__init__(
-            img_size,
-            patch_size,
-            in_chans,
-            embed_dim,
-            token_budget=token_budget,
-            num_rows=num_rows,
-            sampling=sampling,
-            pos_embed=pos_embed,
-            bias=bias,
-        )
-        self.scorer = build_scorer(scorer, in_chans)
-        self.score_floor = score_floor
-        self.score_blur = score_blur
-
-    def partition(self, images: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Partition]:
-        """Scores (B, G_h, G_w), their density, and the quantiles of the density as a partition."""
-        scores = self.scorer(images)
-        density = scores_to_density(scores, self.score_floor, self.score_blur)
-        return scores, density, flow_partition(density, counts, (images.shape[-2], images.shape[-1]))
-
-
-class UniformTokenizer(RegionTokenizer):
-    """The same rows and tokens at equal sizes: what DART is compared with, everything else being equal."""
-
-    def partition(self, images: Tensor, counts: tuple[int, ...]) -> tuple[None, Tensor, Partition]:
-        """No scores, a constant density, and one partition for all images."""
-        img_size = (images.shape[-2], images.shape[-1])
-        density = uniform_density(len(images), (len(counts), max(counts)), images.device)
-        return None, density, uniform_partition(counts, img_size, images.device, torch.float32)

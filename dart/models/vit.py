@@ -10,15 +10,18 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dart.registry import DART_ONLY, VARIANTS
-from dart.tokenizer import DartTokenizer, RegionTokenizer, UniformTokenizer
-
-TOKENIZER_CLASSES: dict[str, type[RegionTokenizer]] = {"dart": DartTokenizer, "uniform": UniformTokenizer}
+from dart.registry import DART_ONLY, TOKENIZERS, VARIANTS
+from dart.scorer import build_scorer
+from dart.tokenizer import DartTokenizer
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{tokenizer}_vit_{variant}": {"num_classes": 1000, "first_conv": "patch_embed.proj", "classifier": "head"}
-        for tokenizer in TOKENIZER_CLASSES
+        f"{tokenizer}_vit_{variant}": {
+            "num_classes": 1000,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+        for tokenizer in TOKENIZERS
         for variant in VARIANTS
     }
 )
@@ -34,7 +37,7 @@ class RegionVisionTransformer(VisionTransformer):
         others: timm's.
     """
 
-    patch_embed: RegionTokenizer
+    patch_embed: DartTokenizer
 
     def __init__(
         self,
@@ -53,23 +56,28 @@ class RegionVisionTransformer(VisionTransformer):
         **kwargs: Any,
     ) -> None:
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, pos_embed="none", **kwargs)
-        options = {"scorer": scorer, "score_floor": score_floor, "score_blur": score_blur}
-        # The tokenizer comes last, and replaces timm's: timm's weight initialisation must not reset the scorer.
-        self.patch_embed = TOKENIZER_CLASSES[tokenizer](
+        # The tokenizer comes last, in the place of timm's, whose weight initialisation must not reset the scorer.
+        self.patch_embed = DartTokenizer(
             img_size,
             patch_size,
             in_chans,
             self.embed_dim,
+            build_scorer(scorer, in_chans) if tokenizer == "dart" else None,
             token_budget=token_budget,
             num_rows=num_rows,
+            score_floor=score_floor,
+            score_blur=score_blur,
             sampling=sampling,
             pos_embed=pos_embed,
-            **{key: value for key, value in options.items() if tokenizer == "dart"},
         )
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay must leave alone: timm's, the position table and the scorer."""
-        ours = {n for n, _ in self.named_parameters() if n.startswith(("patch_embed.scorer.", "patch_embed.pos_embed.table"))}
+        ours = {
+            n
+            for n, _ in self.named_parameters()
+            if n.startswith(("patch_embed.scorer.", "patch_embed.pos_embed.table"))
+        }
         return {n for n in super().no_weight_decay() if n in dict(self.named_parameters())} | ours
 
 
