@@ -1,0 +1,130 @@
+"""Configuration: what is written is what runs, and every mistake is named, all at once, with its remedy."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.config import load_params, load_suite
+from pipeline.errors import ConfigError, UserError
+from pipeline.sweep.plan import plan_experiments, plan_sweep
+
+ROOT = Path(__file__).parents[2]
+DIGITS = YAML(typ="safe").load((ROOT / "suites/digits.yaml").read_text())
+
+
+def write_suite(folder: Path, changes: dict) -> Path:
+    """suites/digits.yaml with dotted keys changed; None as a value deletes the key."""
+    suite = YAML(typ="safe").load((ROOT / "suites/digits.yaml").read_text())
+    for dotted, value in changes.items():
+        *parents, leaf = dotted.split("/")
+        section = suite
+        for parent in parents:
+            section = section[parent]
+        if value is None:
+            del section[leaf]
+        else:
+            section[leaf] = value
+    path = folder / "digits.yaml"
+    YAML().dump(suite, path)
+    return path
+
+
+def problems(folder: Path, changes: dict) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_suite("digits", write_suite(folder, changes))
+    return error.value.problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dataset/name": "cluttered-digit"}, "dataset.name = 'cluttered-digit': unknown; did you mean 'cluttered-digits'?"),
+        ({"tokenizer/scorer": "cnov"}, "tokenizer.scorer = 'cnov': unknown; did you mean 'conv'?"),
+        ({"model/variant": "mikro"}, "model.variant = 'mikro': unknown; did you mean 'micro'?"),
+        ({"model/backbone": "vitt"}, "model.backbone = 'vitt': unknown; did you mean 'vit'?"),
+        ({"train/learning_rate": 0.1}, "train.learning_rate = 'learning_rate': unknown; "),
+        ({"train/lr": None}, "train.lr: missing; science has no hidden defaults, write it down"),
+        ({"train/lr": "fast"}, "train.lr = 'fast': "),
+        ({"train/lr": -1}, "train.lr = -1: "),
+        ({"tokenizer/token_budget": 0}, "tokenizer.token_budget = 0: "),
+        ({"sweep/grid/tokenizer.token_budget": [36, -4]}, "sweep.grid: tokenizer.token_budget = -4: "),
+        (
+            {"sweep/grid/tokenizer.token_budget": [36, 9217]},
+            "sweep.grid: tokenizer.token_budget = 9217: more tokens than the 96 x 96 = 9216 pixels of an image; at most 9216",
+        ),
+        ({"sweep/grid": {"tokenizer.budget": [3]}}, "sweep.grid = 'tokenizer.budget': unknown; did you mean 'tokenizer."),
+        ({"tokenizer/num_rows": 37}, "tokenizer.num_rows = 37: more rows than token_budget (36)"),
+        (
+            {"experiments/odd": {"num_workers": 3}},
+            "experiments.odd.train.global_batch_size = {batch}: not a multiple of world_size (3); try ",
+        ),
+        ({"experiments/twin": {"agrees_with": "dart-35"}}, "experiments.twin.agrees_with = 'dart-35': unknown; did you mean"),
+        (
+            {"experiments/twin": {"agrees_with": "dart-16", "seeds": [5]}},
+            "experiments.twin.agrees_with = 'dart-16': has no run of seed 5; give both the same seeds",
+        ),
+    ],
+)
+def test_every_mistake_has_its_sentence(tmp_path, changes, sentence):
+    sentence = sentence.replace("{batch}", str(DIGITS["train"]["global_batch_size"]))
+    assert any(sentence in line for line in problems(tmp_path, changes)), problems(tmp_path, changes)
+
+
+def test_all_problems_at_once(tmp_path):
+    found = problems(tmp_path, {"train/lr": None, "tokenizer/token_budget": 0, "dataset/name": "mnist"})
+    assert len(found) == 3
+
+
+def test_no_such_suite_and_broken_yaml(tmp_path):
+    with pytest.raises(UserError, match="no such file; see suites/"):
+        load_suite("nothing", tmp_path / "nothing.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1, 2")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_suite("broken", tmp_path / "broken.yaml")
+
+
+def test_unknown_active_suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "params.yaml").write_text("suites: [digit]\n")
+    with pytest.raises(ConfigError, match=re.escape("suites[0] = 'digit': unknown; did you mean 'digits'?")):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_environment_overrides_the_machine_not_the_science(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    params = load_params()
+    assert params.placement.ray_address == "127.0.0.1:6399"
+    assert params.tracking.uri == "http://127.0.0.1:5000"
+
+
+def test_the_default_plan():
+    suite = load_suite("digits", ROOT / "suites/digits.yaml")
+    names = [(trial.name, trial.seed) for trial in plan_experiments(suite)]
+    for name in ("uniform-36", "uniform-64", "dart-36"):
+        assert [(name, seed) for seed in (0, 1, 2)] == [pair for pair in names if pair[0] == name]
+    sweep = plan_sweep(suite)
+    grid = suite.sweep.grid
+    assert len(sweep) == len(suite.sweep.seeds) * len(list(grid.values())[0]) * len(list(grid.values())[1]) * len(
+        list(grid.values())[2]
+    )
+    assert len({(t.name, t.seed) for t in sweep}) == len(sweep)
+
+
+def test_a_trial_is_the_same_science_in_the_table_and_in_the_sweep():
+    suite = load_suite("digits", ROOT / "suites/digits.yaml")
+    experiments = {t.name: t.science() for t in plan_experiments(suite) if t.seed == 0}
+    sweep = {t.name: t.science() for t in plan_sweep(suite)}
+    assert experiments["dart-36"] == sweep["dart-36-micro"]
+    assert experiments["uniform-64"] == sweep["uniform-64-micro"]
+
+
+def test_options_that_a_model_does_not_read_are_no_part_of_its_identity(tmp_path):
+    changed = load_suite("digits", write_suite(tmp_path, {"tokenizer/score_floor": 0.9, "train/scorer_lr_scale": 7.0}))
+    same = load_suite("digits", ROOT / "suites/digits.yaml")
+    before, after = ({t.name: t.science() for t in plan_experiments(s)} for s in (same, changed))
+    assert before["uniform-36"] == after["uniform-36"]
+    assert before["dart-36"] != after["dart-36"]
