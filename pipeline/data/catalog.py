@@ -1,1 +1,167 @@
-"""The data sets this laboratory knows: one entry each. Imports nothing heavy."""
+"""The data sets this laboratory knows: one entry each. Imports nothing heavy.
+
+A new data set is its options (what a suite's `dataset:` section may say), a module with the three functions
+of `DatasetModule`, and one entry in `DATASETS`.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class DatasetOptions(BaseModel):
+    """What every data set's options share: no unknown keys, no silent conversions, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str
+
+
+class DigitsOptions(DatasetOptions):
+    """Handwritten digits at a random place among pieces of other digits; generated, nothing is downloaded."""
+
+    name: Literal["cluttered-digits"]
+    img_size: int = Field(ge=16)  # pixels on the canvas's side
+    num_clutter: int = Field(ge=0)  # pieces of other digits per canvas
+    train_samples: Count
+    val_samples: Count
+    test_samples: Count
+    seed: Seed
+
+
+class ImageFolderOptions(DatasetOptions):
+    """The user's own pictures: PATH/CLASS/*.jpg, or PATH/{train,val,test}/CLASS/*.jpg, which is then kept."""
+
+    name: Literal["image-folder"]
+    path: str
+    img_size: int = Field(ge=8)  # pixels: the shorter side is resized to it and the centre square kept
+    val_frac: Fraction  # of every class, where the folder is not split already
+    test_frac: Fraction
+    seed: Seed
+
+    @field_validator("test_frac")
+    @classmethod
+    def _leave_some_for_training(cls, value: float, info: Any) -> float:
+        if value + info.data.get("val_frac", 0) >= 1:
+            raise PydanticCustomError("fractions", "with val_frac leaves nothing to train on")
+        return value
+
+
+class DownloadOptions(DatasetOptions):
+    """A published data set with a test split of its own; val is taken from its training images."""
+
+    val_samples: Count
+    seed: Seed
+    url: str | None = None  # folder of a mirror; not science, the files' sha256 are fixed
+
+
+class FashionMnistOptions(DownloadOptions):
+    """Zalando's 28 x 28 pictures of clothes."""
+
+    name: Literal["fashion-mnist"]
+
+
+class Cifar10Options(DownloadOptions):
+    """Ten classes of 32 x 32 colour pictures."""
+
+    name: Literal["cifar10"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image, before it is written to a shard."""
+
+    key: str  # unique in its split, without dots
+    image: "np.ndarray"  # (H, W) or (H, W, 3), uint8
+    label: int
+    sources: tuple[str, ...]  # the source images it is made of: no two splits may share one
+    mask: "np.ndarray | None" = None  # (H, W) uint8: how much of each pixel is the object
+    box: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 of the object: pixels, half-open
+
+
+class DatasetModule(Protocol):
+    """What the module behind an entry provides."""
+
+    def fetch(self, options: Any, raw_dir: Path) -> None:
+        """Bring what the data set is made of into the existing directory `raw_dir`."""
+
+    def load_samples(self, options: Any, raw_dir: Path, split: str) -> Sequence[Sample]:
+        """The samples of a split; each is made when it is asked for, and is always the same."""
+
+    def load_class_names(self, options: Any, raw_dir: Path) -> list[str]:
+        """The names of the labels 0, 1, ..."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A data set: what may be chosen, where it comes from, under which terms, and the code that makes it."""
+
+    options: type[DatasetOptions]
+    module: str  # imported at the first use, so that naming a data set costs nothing
+    source: str
+    licence: str
+    in_chans: int
+    resumable: bool = False  # its fetch goes on from what an interrupted one left
+
+    def fetch(self, options: DatasetOptions, raw_dir: Path) -> None:
+        """Write the raw data into the directory `raw_dir`; raises UserError."""
+        self._module().fetch(options, raw_dir)
+
+    def samples(self, options: DatasetOptions, raw_dir: Path, split: str) -> Sequence[Sample]:
+        """The samples of `split`, lazily; raises UserError."""
+        return self._module().load_samples(options, raw_dir, split)
+
+    def class_names(self, options: DatasetOptions, raw_dir: Path) -> list[str]:
+        """The names of the labels 0, 1, ..."""
+        return self._module().load_class_names(options, raw_dir)
+
+    def _module(self) -> DatasetModule:
+        return cast(DatasetModule, importlib.import_module(self.module))
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "cluttered-digits": DatasetEntry(
+        options=DigitsOptions,
+        module="pipeline.data.digits",
+        source="UCI optical recognition of handwritten digits, the test part, as in scikit-learn",
+        licence="CC BY 4.0",
+        in_chans=1,
+    ),
+    "image-folder": DatasetEntry(
+        options=ImageFolderOptions,
+        module="pipeline.data.image_folder",
+        source="the user's own images",
+        licence="as the images",
+        in_chans=3,
+    ),
+    "fashion-mnist": DatasetEntry(
+        options=FashionMnistOptions,
+        module="pipeline.data.fashion_mnist",
+        source="https://github.com/zalandoresearch/fashion-mnist",
+        licence="MIT",
+        in_chans=1,
+        resumable=True,
+    ),
+    "cifar10": DatasetEntry(
+        options=Cifar10Options,
+        module="pipeline.data.cifar10",
+        source="https://www.cs.toronto.edu/~kriz/cifar.html",
+        licence="not stated by the authors",
+        in_chans=3,
+        resumable=True,
+    ),
+}

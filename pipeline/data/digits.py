@@ -1,0 +1,126 @@
+"""cluttered-digits: one whole handwritten digit at a random place among pieces of other digits.
+
+The cluttered, translated digits of Mnih et al. (2014, arXiv 1406.6247) in small, from the 1797 digits of
+8 x 8 pixels that scikit-learn brings along. Source digits are split before anything is composed, so a test digit
+never appears in training, neither as target nor as clutter. Every canvas is a function of (options, split,
+index) alone.
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.catalog import SPLITS, DigitsOptions, Sample
+from pipeline.data.lazy import LazySamples
+
+RAW_FILE = "digits.npz"
+SPLIT_FRACS = {"train": 0.60, "val": 0.15, "test": 0.25}  # of the source digits of every class
+DIGIT_PX = (20, 32)  # side of an upscaled digit, both included, on a canvas of REFERENCE_PX
+REFERENCE_PX = 96
+CLUTTER_FRAC = 0.35  # side of a piece, as a share of the digit it is cut from
+
+
+class SourceDigits(NamedTuple):
+    """The digits of one split."""
+
+    images: np.ndarray  # (n, 8, 8) uint8
+    labels: np.ndarray  # (n,) int64
+    ids: np.ndarray  # (n,) row in scikit-learn's table
+
+
+def fetch(options: DigitsOptions, raw_dir: Path) -> None:
+    """Write the source digits, as bytes 0 to 255, with the split each belongs to."""
+    from sklearn.datasets import load_digits  # slow to import, and wanted here only
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    np.savez(raw_dir / RAW_FILE, images=images, labels=labels, splits=split_sources(labels, options.seed))
+
+
+def split_sources(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Index into SPLITS for every source digit; every class is divided by SPLIT_FRACS.
+
+    Args:
+        labels: (n,) class of every source digit.
+    """
+    splits = np.empty(len(labels), np.int64)
+    cuts = np.cumsum([SPLIT_FRACS[name] for name in SPLITS])[:-1]
+    rng = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        for split, part in enumerate(np.split(members, np.rint(cuts * len(members)).astype(int))):
+            splits[part] = split
+    return splits
+
+
+def load_class_names(options: DigitsOptions, raw_dir: Path) -> list[str]:
+    """'0' to '9'."""
+    return [str(digit) for digit in range(10)]
+
+
+def load_samples(options: DigitsOptions, raw_dir: Path, split: str) -> LazySamples:
+    """The canvases of a split."""
+    source = load_source(raw_dir, split)
+    num_samples = getattr(options, f"{split}_samples")
+    return LazySamples(num_samples, lambda index: compose(options, source, split, index))
+
+
+def load_source(raw_dir: Path, split: str) -> SourceDigits:
+    """The source digits that the canvases of `split` are made of."""
+    with np.load(raw_dir / RAW_FILE) as raw:
+        ids = np.flatnonzero(raw["splits"] == SPLITS.index(split))
+        return SourceDigits(raw["images"][ids], raw["labels"][ids], ids)
+
+
+def compose(options: DigitsOptions, source: SourceDigits, split: str, index: int) -> Sample:
+    """Canvas number `index`: the digit, then its clutter, joined by the maximum."""
+    rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
+    # The target first, then distinct others: a digit is not cluttered with itself.
+    rows = rng.choice(len(source.labels), 1 + options.num_clutter, replace=False)
+    draws = rng.random((len(rows), 5)).tolist()  # all at once: a call costs more than the numbers
+    digits = [
+        upscale(source.images[row].tobytes(), draw_size(options.img_size, d[0]))
+        for row, d in zip(rows, draws, strict=True)
+    ]
+    mask = np.zeros((options.img_size, options.img_size), np.uint8)
+    box = place(mask, digits[0], *draws[0][1:3])
+    canvas = mask.copy()
+    for digit, (_, place_x, place_y, cut_x, cut_y) in zip(digits[1:], draws[1:], strict=True):
+        place(canvas, cut_piece(digit, cut_x, cut_y), place_x, place_y)
+    sources = tuple(str(source.ids[row]) for row in rows)
+    return Sample(f"{split}-{index:06d}", canvas, int(source.labels[rows[0]]), sources, mask, box)
+
+
+def draw_size(img_size: int, draw: float) -> int:
+    """The side of an upscaled digit in pixels, in proportion to the canvas, from a number in [0, 1)."""
+    smallest, largest = (round(px * img_size / REFERENCE_PX) for px in DIGIT_PX)
+    return smallest + int(draw * (largest - smallest + 1))
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def upscale(digit: bytes, size: int) -> np.ndarray:
+    """8 x 8 bytes -> (size, size), bicubic. Remembered: a digit is used many times, at few sizes."""
+    return np.asarray(Image.frombytes("L", (8, 8), digit).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def cut_piece(digit: np.ndarray, draw_x: float, draw_y: float) -> np.ndarray:
+    """A square of CLUTTER_FRAC of the digit's side, from a place given by two numbers in [0, 1)."""
+    side = max(1, round(CLUTTER_FRAC * len(digit)))
+    x, y = (int(draw * (len(digit) - side + 1)) for draw in (draw_x, draw_y))
+    return digit[y : y + side, x : x + side]
+
+
+def place(canvas: np.ndarray, piece: np.ndarray, draw_x: float, draw_y: float) -> tuple[int, int, int, int]:
+    """Join `piece` into `canvas` (in place) by the maximum, wholly inside, and return its box.
+
+    The place is given by two numbers in [0, 1).
+    """
+    side = len(piece)
+    x, y = (int(draw * (len(canvas) - side + 1)) for draw in (draw_x, draw_y))
+    window = canvas[y : y + side, x : x + side]
+    np.maximum(window, piece, out=window)
+    return x, y, x + side, y + side

@@ -1,0 +1,19 @@
+"""Raw data into a directory that appears when it is complete."""
+
+from pathlib import Path
+
+from pipeline.data.catalog import DATASETS, DatasetOptions
+from pipeline.files import building_dir
+
+
+def fetch_dataset(options: DatasetOptions, raw_dir: Path) -> None:
+    """Fetch a data set of the catalogue into `raw_dir`, replacing what was there.
+
+    An interrupted download goes on where it stopped when the same is called again.
+
+    Raises:
+        UserError: if the source is unusable or unreachable, a checksum wrong or the disk full.
+    """
+    entry = DATASETS[options.name]
+    with building_dir(raw_dir, resume_as=options.name if entry.resumable else None) as directory:
+        entry.fetch(options, directory)

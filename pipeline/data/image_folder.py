@@ -1,0 +1,183 @@
+"""image-folder: the user's own pictures, one folder per class.
+
+Either PATH/CLASS/*, which we split, or PATH/{train,val,test}/CLASS/*, which is kept as it is. The same file twice
+never ends in two splits. Fetching copies nothing: it checks every picture and writes down a listing with hashes;
+sharding reads the pictures where they lie and refuses one that has changed since.
+"""
+
+import hashlib
+import io
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from pipeline.data.catalog import SPLITS, ImageFolderOptions, Sample
+from pipeline.data.lazy import LazySamples
+from pipeline.errors import ConfigError, UserError, problem
+from pipeline.files import write_json_atomic
+
+LISTING = "listing.json"
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+class Listed(NamedTuple):
+    """One picture of the folder."""
+
+    file: str  # relative to the folder, with /
+    class_name: str
+    split: str | None  # as the folder says; None where it is ours to choose
+    sha256: str
+
+
+def fetch(options: ImageFolderOptions, raw_dir: Path) -> None:
+    """Check every picture and write listing.json.
+
+    Raises:
+        UserError: naming every folder that is empty and every picture that cannot be read.
+    """
+    root = Path(options.path).expanduser()
+    listed = check_pictures(root, find_pictures(root))
+    splits = given_splits(root, listed) if listed[0].split else choose_splits(listed, options)
+    class_names = sorted({picture.class_name for picture in listed})
+    images = [
+        {"file": p.file, "label": class_names.index(p.class_name), "split": splits[p.sha256], "sha256": p.sha256}
+        for p in listed
+    ]
+    for split in SPLITS:
+        if not any(image["split"] == split for image in images):
+            raise UserError(problem("dataset.path", str(root), f"no picture for the split {split}", "add pictures"))
+    write_json_atomic(raw_dir / LISTING, {"class_names": class_names, "images": images})
+
+
+def load_class_names(options: ImageFolderOptions, raw_dir: Path) -> list[str]:
+    """The folders' names, sorted."""
+    return json.loads((raw_dir / LISTING).read_text())["class_names"]
+
+
+def load_samples(options: ImageFolderOptions, raw_dir: Path, split: str) -> LazySamples:
+    """The pictures of a split, as squares of `img_size`; raises UserError on a picture that has changed."""
+    root = Path(options.path).expanduser()
+    images = [i for i in json.loads((raw_dir / LISTING).read_text())["images"] if i["split"] == split]
+
+    def make(index: int) -> Sample:
+        image = images[index]
+        pixels = to_square(read_picture(root / image["file"], image["sha256"]), options.img_size)
+        return Sample(f"{split}-{index:06d}", pixels, image["label"], (image["sha256"],))
+
+    return LazySamples(len(images), make)
+
+
+def find_pictures(root: Path) -> list[tuple[Path, str, str | None]]:
+    """(path, class, split) of every picture file, sorted; hidden and other files are passed over.
+
+    Raises:
+        UserError: if there is no folder, no class, or a class without a picture.
+    """
+    if not root.is_dir():
+        raise UserError(problem("dataset.path", str(root), "no such directory"))
+    tops = _subdirs(root)
+    given = [top.name for top in tops] and all(top.name in SPLITS for top in tops)
+    if given and len(tops) < len(SPLITS):
+        raise UserError(problem("dataset.path", str(root), "must have train/, val/ and test/, or classes only"))
+    classes = [(c, s.name) for s in tops for c in _subdirs(s)] if given else [(c, None) for c in tops]
+    if not classes:
+        raise UserError(problem("dataset.path", str(root), "is empty", "put one folder of pictures per class there"))
+    found = {folder: _pictures(folder) for folder, _ in classes}
+    empty = [problem("dataset.path", str(folder), "class without a picture") for folder in found if not found[folder]]
+    if empty:
+        raise ConfigError(str(root), empty)
+    return [(path, folder.name, split) for folder, split in classes for path in found[folder]]
+
+
+def check_pictures(root: Path, pictures: Iterable[tuple[Path, str, str | None]]) -> list[Listed]:
+    """Decode and hash every picture; raises UserError with all that cannot be read."""
+    listed: list[Listed] = []
+    problems: list[str] = []
+    for path, class_name, split in tqdm(list(pictures), desc="check", unit="img", disable=None):
+        try:
+            data = path.read_bytes()
+            decode(data, path)
+            file = path.relative_to(root).as_posix()
+            listed.append(Listed(file, class_name, split, hashlib.sha256(data).hexdigest()))
+        except (UserError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(str(root), problems)
+    return listed
+
+
+def given_splits(root: Path, listed: list[Listed]) -> dict[str, str]:
+    """sha256 -> split as the folder has it; raises UserError if the same picture lies in two splits."""
+    first: dict[str, Listed] = {}
+    problems = []
+    for picture in listed:
+        other = first.setdefault(picture.sha256, picture)
+        if other.split != picture.split:
+            problems.append(problem(picture.file, picture.sha256[:12], f"the same picture is {other.file}"))
+    if problems:
+        raise ConfigError(f"{root}: a picture lies in two splits", problems)
+    return {sha256: str(picture.split) for sha256, picture in first.items()}
+
+
+def choose_splits(listed: list[Listed], options: ImageFolderOptions) -> dict[str, str]:
+    """sha256 -> split: every class is divided by val_frac and test_frac, at least one picture staying in train.
+
+    Copies of a picture have one sha256 and so one split; it counts in the class where it is found first.
+    """
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for sha256, picture in {p.sha256: p for p in reversed(listed)}.items():
+        by_class[picture.class_name].append(sha256)
+    splits: dict[str, str] = {}
+    rng = np.random.default_rng(options.seed)
+    for _, members in sorted(by_class.items()):
+        order = [sorted(members)[i] for i in rng.permutation(len(members))]
+        num_test, num_val = (max(1, round(f * len(order))) for f in (options.test_frac, options.val_frac))
+        for i, sha256 in enumerate(reversed(order)):
+            splits[sha256] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
+        splits[order[0]] = "train"
+    return splits
+
+
+def read_picture(path: Path, sha256: str) -> Image.Image:
+    """The picture, in RGB; raises UserError if it is not the one that was listed."""
+    if not path.is_file():
+        raise UserError(f"{path}: picture is gone since it was listed; run the stage `fetch` again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path}: picture has changed since it was listed; run the stage `fetch` again")
+    return decode(data, path)
+
+
+def decode(data: bytes, path: Path) -> Image.Image:
+    """Bytes -> RGB, upright; raises UserError naming `path` if they are not a whole picture."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a picture that would fill the memory when it is unpacked.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, *BOMBS) as error:
+        raise UserError(f"{path}: not a readable picture ({error}); mend or remove it") from None
+
+
+def to_square(image: Image.Image, side: int) -> np.ndarray:
+    """Resize the shorter side to `side` (bicubic) and keep the centre: (side, side, 3) uint8."""
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+
+
+def _subdirs(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    paths = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES)

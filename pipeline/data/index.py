@@ -1,0 +1,162 @@
+"""What a directory of shards contains: the manifest (identity, counts, hashes) and the index (byte offsets).
+
+Both are JSON, read without opening a single shard.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+MANIFEST_FILE = "manifest.json"
+INDEX_FILE = "index.json"
+Members = dict[str, tuple[int, int]]  # extension -> (offset, length) of the member's data in the tar, bytes
+
+
+class ShardError(UserError):
+    """A shard, the manifest or the index is missing or not what it was when written; the message names it."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar file."""
+
+    file: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """One split: its shards in order; sample i is the i-th of their concatenation."""
+
+    num_samples: int
+    class_counts: tuple[int, ...]  # samples of each label
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A sharded data set; `sha256` (of manifest.json's bytes) is its identity."""
+
+    dataset: str
+    source: str
+    licence: str
+    class_names: tuple[str, ...]
+    in_chans: int
+    image_size: tuple[int, int] | None  # (H, W), None where the images differ
+    index_sha256: str
+    splits: dict[str, SplitInfo]
+    sha256: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.class_names)
+
+    def split(self, name: str) -> SplitInfo:
+        """The split `name`: train, val or test."""
+        return self.splits[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """What manifest.json says."""
+        fields = asdict(self)
+        del fields["sha256"]
+        return fields
+
+
+class SplitIndex(NamedTuple):
+    """Where the samples of one split lie."""
+
+    files: tuple[str, ...]
+    keys: tuple[str, ...]
+    shards: np.ndarray  # (n,) int32 into `files`
+    image_spans: np.ndarray  # (n, 2) int64: offset and length, bytes
+    label_spans: np.ndarray  # (n, 2) int64
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read manifest.json.
+
+    Raises:
+        ShardError: if it is missing or damaged.
+    """
+    data = _read(directory / MANIFEST_FILE)
+    return _parse(directory / MANIFEST_FILE, data, _parse_manifest)
+
+
+def load_members(directory: Path) -> dict[str, list[tuple[str, Members]]]:
+    """Shard file -> its samples in order, each with all its members.
+
+    Raises:
+        ShardError: if index.json is missing, damaged or not the one the manifest was written with.
+    """
+    path = directory / INDEX_FILE
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != load_manifest(directory).index_sha256:
+        raise ShardError(f"{path}: not the index that {MANIFEST_FILE} was written with; run the stage `shard` again")
+    return _parse(path, data, lambda raw: json.loads(raw)["shards"])
+
+
+def load_split_index(directory: Path, split: str) -> SplitIndex:
+    """Where the images and labels of `split` lie. Remembered: every epoch opens the same split anew.
+
+    Raises:
+        ShardError: as `load_members`.
+    """
+    path = directory / INDEX_FILE
+    state = path.stat() if path.is_file() else None
+    changed = (state.st_size, state.st_mtime_ns, state.st_ino) if state else None
+    return _load_split_index(directory, split, load_manifest(directory).sha256, changed)
+
+
+@functools.lru_cache(maxsize=8)
+def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex:
+    members = load_members(directory)
+    files = tuple(shard.file for shard in load_manifest(directory).split(split).shards)
+    samples = [(i, key, where) for i, file in enumerate(files) for key, where in members[file]]
+    return SplitIndex(
+        files=files,
+        keys=tuple(key for _, key, _ in samples),
+        shards=np.array([i for i, _, _ in samples], np.int32),
+        image_spans=np.array([where["png"] for _, _, where in samples], np.int64).reshape(-1, 2),
+        label_spans=np.array([where["cls"] for _, _, where in samples], np.int64).reshape(-1, 2),
+    )
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ShardError(f"{path}: no such file; run the stage `shard` first")
+    return path.read_bytes()
+
+
+def _parse(path: Path, data: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: damaged ({error}); run the stage `shard` again") from None
+
+
+def _parse_manifest(data: bytes) -> Manifest:
+    raw = json.loads(data)
+    splits = {
+        name: SplitInfo(
+            num_samples=split["num_samples"],
+            class_counts=tuple(split["class_counts"]),
+            shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
+        )
+        for name, split in raw.pop("splits").items()
+    }
+    size = raw.pop("image_size")
+    names = tuple(raw.pop("class_names"))
+    image_size = None if size is None else (size[0], size[1])
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Manifest(**raw, class_names=names, image_size=image_size, splits=splits, sha256=sha256)

@@ -1,0 +1,224 @@
+"""Exact reading of plain WebDataset tars: which sample comes when is arithmetic, not the outcome of a race.
+
+The order of an epoch is a function of (number of samples, seed, epoch) alone. Global batch b is the b-th slice
+of it, whatever the ranks and loader workers, so a run resumes at any batch, at the same cost, on any world size.
+"""
+
+import functools
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config import indivisible_batch
+from pipeline.data.index import ShardError, load_split_index
+from pipeline.data.transforms import Augment, Transform
+from pipeline.data.verify import Verify, verify_shards
+from pipeline.errors import UserError, problem
+
+# Images of this many bytes are decoded once per process, over all epochs and trials: at most 256 MiB of them.
+SMALL_IMAGE_BYTES = 16 * 2**10
+NUM_REMEMBERED = 2**14
+
+Loaded = tuple[torch.Tensor, int, int]  # image (C, H, W) float32, label, index in the split
+
+
+class ShardDataset(Dataset[Loaded]):
+    """Random access to the samples of one split, by the index's offsets.
+
+    Args:
+        directory: Where manifest.json, index.json and the tars lie.
+        split: "train", "val" or "test".
+        transform: From (H, W[, C]) uint8 to a (C, H, W) float tensor.
+        verify: How thoroughly the shards are checked here, before the first sample is read.
+
+    Raises:
+        ShardError: naming the file that is missing, cut short or altered.
+    """
+
+    def __init__(self, directory: Path, split: str, transform: Transform, verify: Verify = "sha256") -> None:
+        self.manifest = verify_shards(directory, verify, [split])
+        self.directory = directory
+        self.transform = transform
+        self._index = load_split_index(directory, split)
+        height, width = self.manifest.image_size or (SMALL_IMAGE_BYTES, 2)
+        small = height * width * self.manifest.in_chans <= SMALL_IMAGE_BYTES
+        self._decode = _decode_once if small else _decode
+        self._files: dict[int, BinaryIO] = {}
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self._index.keys)
+
+    def __getitem__(self, index: int) -> Loaded:
+        label = int(self._read(index, self._index.label_spans))
+        return self.transform(self.image(index), index), label, index
+
+    def image(self, index: int) -> np.ndarray:
+        """The stored image: (H, W) or (H, W, 3) uint8."""
+        data = self._read(index, self._index.image_spans)
+        try:
+            return self._decode(data)
+        except (OSError, SyntaxError, ValueError) as error:
+            file = self._index.files[self._index.shards[index]]
+            raise ShardError(f"{self.directory / file}: sample {self.sample_key(index)}: {error}") from None
+
+    def sample_key(self, index: int) -> str:
+        """The key under which sample `index` of the split is stored."""
+        return self._index.keys[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # open files do not travel to another process
+
+    def _read(self, index: int, spans: np.ndarray) -> bytes:
+        if self._pid != os.getpid():  # after a fork
+            self._files, self._pid = {}, os.getpid()
+        shard = int(self._index.shards[index])
+        if shard not in self._files:
+            self._files[shard] = (self.directory / self._index.files[shard]).open("rb", buffering=0)
+        offset, length = spans[index].tolist()
+        return os.pread(self._files[shard].fileno(), length, offset)
+
+
+def _decode(data: bytes) -> np.ndarray:
+    """PNG -> (H, W) or (H, W, 3) uint8, read-only."""
+    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+
+
+@functools.lru_cache(NUM_REMEMBERED)
+def _decode_once(data: bytes) -> np.ndarray:
+    """As `_decode`, and remembered."""
+    return _decode(data)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation (n,) int64 in which an epoch visits the samples."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+@dataclass(frozen=True)
+class GlobalBatches:
+    """The batches of one epoch as one rank sees them: a batch sampler for a DataLoader.
+
+    Global batch b is `epoch_order(...)[b * G : (b + 1) * G]`; rank r reads the r-th of `world_size` equal
+    slices of it. A last batch that is not full is left out.
+
+    Raises:
+        UserError: if the batch does not divide by the ranks, or is larger than the data set.
+    """
+
+    num_samples: int
+    global_batch_size: int
+    seed: int
+    epoch: int
+    rank: int = 0
+    world_size: int = 1
+    start_batch: int = 0  # global batches of this epoch that are done already
+
+    def __post_init__(self) -> None:
+        where = "train.global_batch_size"
+        if self.global_batch_size % self.world_size:
+            raise UserError(indivisible_batch(where, self.global_batch_size, self.world_size))
+        if self.global_batch_size > self.num_samples:
+            rule = f"more than the {self.num_samples} samples of the training split"
+            raise UserError(problem(where, self.global_batch_size, rule, f"at most {self.num_samples}"))
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches in the whole epoch, those before `start_batch` included."""
+        return self.num_samples // self.global_batch_size
+
+    def __len__(self) -> int:
+        return max(0, self.num_batches - self.start_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self.num_samples, self.seed, self.epoch)
+        share = self.global_batch_size // self.world_size
+        for batch in range(self.start_batch, self.num_batches):
+            start = batch * self.global_batch_size + self.rank * share
+            yield order[start : start + share].tolist()
+
+
+def eval_batches(num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    """One rank's part of all samples, in order, in batches: over the ranks each sample comes exactly once."""
+    start, stop = (num_samples * r // world_size for r in (rank, rank + 1))
+    return [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
+
+
+def train_loader(
+    directory: Path,
+    *,
+    global_batch_size: int,
+    seed: int,
+    epoch: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    loader_workers: int = 0,
+    augment: Augment = "none",
+    verify: Verify = "sha256",
+) -> DataLoader[Any]:
+    """This rank's batches of one epoch: (images (B, C, H, W) float32, labels (B,) int64).
+
+    Raises:
+        ShardError: if a shard is not what the manifest says.
+        UserError: as `GlobalBatches`.
+    """
+    dataset = ShardDataset(directory, "train", Transform(augment, seed, epoch), verify)
+    batches = GlobalBatches(len(dataset), global_batch_size, seed, epoch, rank, world_size, start_batch)
+    return _loader(dataset, batches, loader_workers, _collate_train)
+
+
+def eval_loader(
+    directory: Path,
+    split: str,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    loader_workers: int = 0,
+    verify: Verify = "sha256",
+) -> DataLoader[Any]:
+    """This rank's part of a split: (images (B, C, H, W) float32, labels (B,) int64, indices (B,) int64).
+
+    Over the ranks every sample comes exactly once; nothing is padded, so the last batch may be short and, with
+    more ranks than samples, a rank may have none.
+
+    Raises:
+        ShardError: if a shard is not what the manifest says.
+    """
+    dataset = ShardDataset(directory, split, Transform(), verify)
+    return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, _collate_eval)
+
+
+def sample_key(directory: Path, split: str, index: int) -> str:
+    """The key under which sample `index` of `split` is stored."""
+    return load_split_index(directory, split).keys[index]
+
+
+def _loader(dataset: ShardDataset, batches: Any, loader_workers: int, collate: Any) -> DataLoader[Any]:
+    # A DataLoader draws a number whenever it is iterated. With a generator of its own it leaves torch's global
+    # one alone, on which dropout depends, so that a resumed run draws what the uninterrupted one does.
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=loader_workers,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _collate_train(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels, _ = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _collate_eval(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    images, labels, indices = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels), torch.tensor(indices)

@@ -1,0 +1,26 @@
+"""Stage `shard`: data/SUITE/raw -> WebDataset tars, index and manifest in data/SUITE/shards."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.cli import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.shard", description=__doc__)
+    parser.add_argument("suite", help="name of a file of suites/, without .yaml")
+    suite_name = parser.parse_args().suite
+
+    from pipeline.config import load_suite
+    from pipeline.data.shards import write_shards
+
+    suite = load_suite(suite_name)
+    folder = Path("data") / suite_name
+    manifest = write_shards(suite.dataset, folder / "raw", folder / "shards", suite.shards.samples_per_shard)
+    splits = ", ".join(f"{name} {split.num_samples}" for name, split in manifest.splits.items())
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    print(f"sharded {manifest.dataset}: {splits} samples, {num_shards} shards, manifest {manifest.sha256[:12]}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,87 @@
+"""A tiny data set in shards, and a web server that can misbehave."""
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from pipeline.data.catalog import DigitsOptions
+from pipeline.data.fetch import fetch_dataset
+from pipeline.data.shards import write_shards
+
+TINY = DigitsOptions(
+    name="cluttered-digits",
+    img_size=24,
+    num_clutter=2,
+    train_samples=23,
+    val_samples=5,
+    test_samples=11,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> DigitsOptions:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def digits_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    raw_dir = tmp_path_factory.mktemp("digits") / "raw"
+    fetch_dataset(TINY, raw_dir)
+    return raw_dir
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(digits_raw: Path) -> Path:
+    """Read only: 23 train, 5 val and 11 test samples in shards of 4."""
+    out_dir = digits_raw.parent / "shards"
+    write_shards(TINY, digits_raw, out_dir, samples_per_shard=4)
+    return out_dir
+
+
+class FileServer:
+    """Serves `files` on the loopback; knows Range unless told otherwise, and may hang up in the middle."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.ranges: list[str | None] = []  # the Range header of every request
+        self.knows_range = True
+        self.hang_up_after: int | None = None  # bytes of the next answer only
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/folder"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.ranges.append(request.headers.get("Range"))
+        data = self.files.get(request.path.rsplit("/", 1)[-1])
+        if data is None:
+            return request.send_error(404)
+        start = int((self.ranges[-1] or "bytes=0-")[6:-1]) if self.knows_range else 0
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(data) - start))
+        request.end_headers()
+        stop = None if self.hang_up_after is None else start + self.hang_up_after
+        self.hang_up_after = None
+        request.wfile.write(data[start:stop])
+        return None
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = FileServer()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()

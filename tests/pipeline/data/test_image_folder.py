@@ -1,0 +1,165 @@
+"""The user's own pictures: no picture in two splits, every unusable folder one sentence, nothing written."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.catalog import DATASETS, SPLITS, ImageFolderOptions
+from pipeline.data.fetch import fetch_dataset
+from pipeline.data.image_folder import to_square
+from pipeline.data.index import load_manifest
+from pipeline.data.loader import ShardDataset
+from pipeline.data.shards import write_shards
+from pipeline.data.transforms import Transform
+from pipeline.errors import UserError
+
+
+def options(folder: Path, **changes) -> ImageFolderOptions:
+    values = {"img_size": 16, "val_frac": 0.2, "test_frac": 0.2, "seed": 0, **changes}
+    return ImageFolderOptions(name="image-folder", path=str(folder), **values)
+
+
+def save(path: Path, seed: int, size=(30, 20), mode="RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Ten cats as JPEG, five dogs as PNG of another shape and mode, and files that are no pictures."""
+    root = tmp_path / "pets"
+    for i in range(10):
+        save(root / "cat" / f"{i}.jpg", i)
+    for i in range(5):
+        save(root / "dog" / f"{i}.PNG", 100 + i, size=(20, 40), mode="L")
+    (root / "dog" / "notes.txt").write_text("no picture")
+    (root / ".cache").mkdir()
+    return root
+
+
+def shard(folder: Path, tmp_path: Path, **changes):
+    fetch_dataset(options(folder, **changes), tmp_path / "raw")
+    return write_shards(options(folder, **changes), tmp_path / "raw", tmp_path / "shards", 4)
+
+
+def refuse(folder: Path, tmp_path: Path, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        fetch_dataset(options(folder), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+    assert not any(path.name.startswith(".raw") for path in tmp_path.iterdir())
+
+
+def test_every_class_is_divided_by_the_fractions(folder, tmp_path):
+    manifest = shard(folder, tmp_path)
+    assert manifest.class_names == ("cat", "dog")
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    assert counts == {"train": (6, 3), "val": (2, 1), "test": (2, 1)}
+    assert (manifest.image_size, manifest.in_chans) == ((16, 16), 3)
+    assert ShardDataset(tmp_path / "shards", "train", Transform())[0][0].shape == (3, 16, 16)
+
+
+def test_copies_of_a_picture_share_a_split(folder, tmp_path):
+    for i in range(10):
+        shutil.copy(folder / "cat" / f"{i}.jpg", folder / "cat" / f"copy-{i}.jpg")
+        shutil.copy(folder / "cat" / f"{i}.jpg", folder / "dog" / f"cat-{i}.jpg")
+    for seed in range(3):
+        fetch_dataset(options(folder, seed=seed), tmp_path / "raw")
+        entry = DATASETS["image-folder"]
+        used = [
+            {s for sample in entry.samples(options(folder), tmp_path / "raw", split) for s in sample.sources}
+            for split in SPLITS
+        ]
+        assert all(a.isdisjoint(b) for a, b in itertools.combinations(used, 2))
+        assert all(used)
+
+
+def test_seed_changes_the_split_and_nothing_else_does(folder, tmp_path):
+    listings = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fetch_dataset(options(folder, seed=seed), tmp_path / name)
+        listings.append((tmp_path / name / "listing.json").read_bytes())
+    assert listings[0] == listings[1] != listings[2]
+
+
+def test_given_splits_are_kept(folder, tmp_path):
+    for i, split in enumerate(SPLITS):
+        for name in ("cat", "dog"):
+            save(tmp_path / "given" / split / name / "0.png", hash((i, name)) % 1000)
+    manifest = shard(tmp_path / "given", tmp_path)
+    assert {name: split.class_counts for name, split in manifest.splits.items()} == dict.fromkeys(SPLITS, (1, 1))
+
+
+def test_a_picture_in_two_given_splits_is_refused(tmp_path):
+    for i, split in enumerate(SPLITS):
+        save(tmp_path / "given" / split / "cat" / "0.png", i)
+    shutil.copy(tmp_path / "given/train/cat/0.png", tmp_path / "given/test/cat/leak.png")
+    refuse(tmp_path / "given", tmp_path, r"train/cat/0\.png = .*: the same picture is test/cat/leak\.png")
+
+
+def test_half_a_split_is_refused(tmp_path):
+    save(tmp_path / "given/train/cat/0.png", 0)
+    save(tmp_path / "given/test/cat/0.png", 1)
+    refuse(tmp_path / "given", tmp_path, "must have train/, val/ and test/")
+
+
+def test_no_folder_is_refused(tmp_path):
+    refuse(tmp_path / "nowhere", tmp_path, r"dataset.path = '.*nowhere': no such directory")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", tmp_path, r"dataset.path = '.*empty': is empty; put one folder of pictures per class")
+
+
+def test_classes_without_a_picture_are_all_named(folder, tmp_path):
+    (folder / "fish").mkdir()
+    (folder / "bird").mkdir()
+    refuse(folder, tmp_path, r"2 problems(.|\n)*bird': class without a picture(.|\n)*fish': class without a picture")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"\0" * 500, lambda data: b""])
+def test_corrupt_pictures_are_named(folder, tmp_path, damage):
+    path = folder / "dog" / "3.PNG"
+    path.write_bytes(damage(path.read_bytes()))
+    refuse(folder, tmp_path, r"dog/3\.PNG: not a readable picture \(.*\); mend or remove it")
+
+
+def test_an_enormous_picture_is_refused_without_decoding_it(folder, tmp_path):
+    Image.new("1", (20_000, 6_000)).save(folder / "cat" / "bomb.png")
+    refuse(folder, tmp_path, r"bomb\.png: .* \(Image size \(120000000 pixels\) exceeds limit")
+
+
+def test_too_few_pictures_for_three_splits_are_refused(tmp_path):
+    save(tmp_path / "few/cat/0.png", 0)
+    save(tmp_path / "few/cat/1.png", 1)
+    refuse(tmp_path / "few", tmp_path, "no picture for the split val")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(lambda path: save(path, 77), "has changed"), (Path.unlink, "is gone")],
+)
+def test_a_picture_changed_after_fetch_is_refused(folder, tmp_path, change, sentence):
+    fetch_dataset(options(folder), tmp_path / "raw")
+    change(folder / "cat" / "4.jpg")
+    with pytest.raises(UserError, match=rf"4\.jpg: picture {sentence} since it was listed"):
+        write_shards(options(folder), tmp_path / "raw", tmp_path / "shards", 4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pets", "raw"]
+
+
+def test_squares_are_the_centre_of_the_picture():
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 200
+    assert (to_square(Image.fromarray(pixels), 10) == 200).all()
+
+
+def test_shards_of_a_folder_are_the_same_bytes_twice(folder, tmp_path):
+    first = shard(folder, tmp_path)
+    assert shard(folder, tmp_path) == first == load_manifest(tmp_path / "shards")
+    assert json.loads((tmp_path / "raw/listing.json").read_text())["class_names"] == ["cat", "dog"]

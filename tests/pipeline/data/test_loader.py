@@ -1,0 +1,136 @@
+"""Order is arithmetic: the same global batches for any ranks, loader workers and resume points."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.loader import (
+    GlobalBatches,
+    ShardDataset,
+    epoch_order,
+    eval_batches,
+    eval_loader,
+    sample_key,
+    train_loader,
+)
+from pipeline.data.transforms import Transform
+from pipeline.errors import UserError
+
+seeds = st.integers(0, 2**32)
+
+
+def global_batches(num_samples, batch, seed, epoch, world_size, start_batch=0):
+    """What all ranks read together, batch by batch."""
+    ranks = [GlobalBatches(num_samples, batch, seed, epoch, r, world_size, start_batch) for r in range(world_size)]
+    return [[i for share in shares for i in share] for shares in zip(*ranks, strict=True)]
+
+
+@given(num_samples=st.integers(1, 500), seed=seeds, epoch=st.integers(0, 1000))
+@settings(deadline=None)
+def test_an_epoch_is_a_permutation(num_samples, seed, epoch):
+    order = epoch_order(num_samples, seed, epoch)
+    assert order.dtype == np.int64
+    assert sorted(order) == list(range(num_samples))
+
+
+@given(
+    world_size=st.integers(1, 8),
+    share=st.integers(1, 7),
+    num_batches=st.integers(1, 12),
+    rest=st.integers(0, 6),
+    cut=st.integers(0, 12),
+    seed=seeds,
+    epoch=st.integers(0, 1000),
+)
+@settings(deadline=None)
+def test_global_batches_are_slices_of_the_order_on_any_world_and_after_any_resize(
+    world_size, share, num_batches, rest, cut, seed, epoch
+):
+    batch = world_size * share
+    num_samples = num_batches * batch + min(rest, batch - 1)
+    order = epoch_order(num_samples, seed, epoch).tolist()
+    expected = [order[b * batch : (b + 1) * batch] for b in range(num_batches)]
+    assert global_batches(num_samples, batch, seed, epoch, world_size) == expected
+    # Stopped after `cut` batches on this many ranks, resumed on one.
+    assert global_batches(num_samples, batch, seed, epoch, world_size, cut) == expected[cut:]
+    assert global_batches(num_samples, batch, seed, epoch, 1, cut) == expected[cut:]
+    resumed = GlobalBatches(num_samples, batch, seed, epoch, start_batch=cut)
+    assert (len(resumed), resumed.num_batches) == (len(expected[cut:]), num_batches)
+
+
+def test_epochs_and_seeds_differ():
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+@given(num_samples=st.integers(0, 300), batch=st.integers(1, 40), world_size=st.integers(1, 12))
+@settings(deadline=None)
+def test_evaluation_sees_every_sample_exactly_once_in_order(num_samples, batch, world_size):
+    ranks = [eval_batches(num_samples, batch, rank, world_size) for rank in range(world_size)]
+    assert [i for batches in ranks for part in batches for i in part] == list(range(num_samples))
+    assert all(len(part) <= batch for batches in ranks for part in batches)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused():
+    with pytest.raises(UserError, match=r"global_batch_size = 10: not a multiple of world_size \(3\); try 9"):
+        GlobalBatches(100, 10, 0, 0, world_size=3)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match=r"global_batch_size = 50: more than the 23 samples .*; at most 23"):
+        GlobalBatches(23, 50, 0, 0)
+
+
+def read_train(directory, **options):
+    options = {"global_batch_size": 6, "seed": 3, "epoch": 2, "augment": "flip_crop", **options}
+    return list(train_loader(directory, **options))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_loader_workers_ranks_and_resume_change_no_byte(tiny_shards):
+    expected = read_train(tiny_shards)
+    assert [tuple(images.shape) for images, _ in expected] == [(6, 1, 24, 24)] * 3
+    assert_same(read_train(tiny_shards, loader_workers=2), expected)
+    assert_same(read_train(tiny_shards, loader_workers=2, start_batch=1), expected[1:])
+    ranks = [read_train(tiny_shards, rank=rank, world_size=2) for rank in range(2)]
+    joined = [tuple(map(torch.cat, zip(*shares, strict=True))) for shares in zip(*ranks, strict=True)]
+    assert_same(joined, expected)
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_two_ranks_evaluate_every_sample_once(tiny_shards, loader_workers):
+    seen = []
+    for rank in range(2):
+        for images, labels, indices in eval_loader(tiny_shards, "test", 3, rank, 2, loader_workers):
+            assert images.dtype == torch.float32
+            assert len(images) == len(labels) == len(indices)
+            seen += indices.tolist()
+    assert sorted(seen) == list(range(11))
+
+
+def test_reading_leaves_the_global_random_state_alone(tiny_shards):
+    before = torch.get_rng_state()
+    read_train(tiny_shards)
+    list(eval_loader(tiny_shards, "val", 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_data_set_can_be_sent_to_another_process(tiny_shards):
+    dataset = ShardDataset(tiny_shards, "train", Transform("flip_crop", seed=1))
+    image, label, index = dataset[5]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[5][0], image)
+    assert copy[5][1:] == (label, index) == (label, 5)
+
+
+def test_keys_by_split_and_index(tiny_shards):
+    assert sample_key(tiny_shards, "val", 3) == "val-000003"

@@ -1,0 +1,150 @@
+"""Shards: the same bytes twice, everything read back, every damage named."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline.data.catalog import DATASETS, SPLITS
+from pipeline.data.index import ShardError, load_manifest, load_members
+from pipeline.data.loader import ShardDataset, eval_loader, train_loader
+from pipeline.data.shards import verify_shards, write_shards
+from pipeline.data.transforms import Transform
+from pipeline.errors import UserError
+
+
+@pytest.fixture
+def shards(tiny_shards, tmp_path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+
+
+def read_bytes(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_the_same_raw_data_gives_the_same_bytes(tiny, digits_raw, tiny_shards, tmp_path):
+    write_shards(tiny, digits_raw, tmp_path / "again", samples_per_shard=4)
+    assert read_bytes(tmp_path / "again") == read_bytes(tiny_shards)
+
+
+def test_the_manifest_describes_the_files(tiny, tiny_shards):
+    manifest = load_manifest(tiny_shards)
+    assert manifest.sha256 == hashlib.sha256((tiny_shards / "manifest.json").read_bytes()).hexdigest()
+    assert (manifest.dataset, manifest.num_classes, manifest.image_size) == (tiny.name, 10, (24, 24))
+    assert manifest.source
+    assert manifest.licence
+    assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 23, "val": 5, "test": 11}
+    for split in manifest.splits.values():
+        assert sum(shard.num_samples for shard in split.shards) == sum(split.class_counts) == split.num_samples
+        for shard in split.shards:
+            data = (tiny_shards / shard.file).read_bytes()
+            assert (shard.num_bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert verify_shards(tiny_shards) == manifest
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_webdataset_and_the_index_read_back_what_was_written(tiny, digits_raw, tiny_shards, split):
+    written = list(DATASETS[tiny.name].samples(tiny, digits_raw, split))
+    files = [str(tiny_shards / shard.file) for shard in load_manifest(tiny_shards).split(split).shards]
+    stock = list(webdataset.WebDataset(files, shardshuffle=False))
+    ours = ShardDataset(tiny_shards, split, Transform())
+    assert len(stock) == len(ours) == len(written)
+    for index, (sample, read) in enumerate(zip(written, stock, strict=True)):
+        assert sample.key == read["__key__"] == ours.sample_key(index)
+        assert sample.label == int(read["cls"]) == ours[index][1]
+        assert np.array_equal(sample.image, np.asarray(Image.open(io.BytesIO(read["png"]))))
+        assert np.array_equal(sample.image, ours.image(index))
+        assert np.array_equal(sample.mask, np.asarray(Image.open(io.BytesIO(read["mask.png"]))))
+        assert sample.box == tuple(json.loads(read["box.json"]))
+
+
+def test_the_index_is_what_tarfile_finds(tiny_shards):
+    for file, samples in load_members(tiny_shards).items():
+        with tarfile.open(tiny_shards / file) as tar:
+            found = [[m.name, m.offset_data, m.size] for m in tar]
+        assert found == [[f"{key}.{ext}", *span] for key, members in samples for ext, span in members.items()]
+
+
+def test_shard_size_changes_no_sample(tiny, digits_raw, tiny_shards, tmp_path):
+    write_shards(tiny, digits_raw, tmp_path / "one", samples_per_shard=1000)
+    few, many = (ShardDataset(d, "train", Transform()) for d in (tmp_path / "one", tiny_shards))
+    assert all(np.array_equal(few.image(i), many.image(i)) for i in range(len(few)))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [(truncate, "truncated"), (flip_a_bit, "has been altered"), (Path.unlink, "is missing")],
+)
+def test_a_damaged_shard_is_named_before_training(shards, damage, sentence):
+    damage(shards / "train-000002.tar")
+    expected = rf"train-000002\.tar: shard {sentence}|train-000002\.tar: shard is {sentence}"
+    with pytest.raises(ShardError, match=expected):
+        verify_shards(shards)
+    with pytest.raises(ShardError, match=expected):
+        train_loader(shards, global_batch_size=4, seed=0, epoch=0)
+    eval_loader(shards, "val", 4)  # its shards are whole
+
+
+def test_damage_is_found_although_the_shard_was_whole_earlier_in_this_process(shards):
+    verify_shards(shards)
+    flip_a_bit(shards / "val-000000.tar")
+    with pytest.raises(ShardError, match=r"val-000000\.tar: shard has been altered"):
+        verify_shards(shards)
+
+
+def test_size_alone_is_checked_on_request(shards):
+    flip_a_bit(shards / "train-000000.tar")
+    verify_shards(shards, verify="size")
+    truncate(shards / "train-000000.tar")
+    with pytest.raises(ShardError, match=r"train-000000\.tar: shard is truncated"):
+        verify_shards(shards, verify="size")
+
+
+def test_a_damaged_picture_that_passed_the_size_check_is_named(shards):
+    offset, length = dict(load_members(shards)["train-000000.tar"])["train-000001"]["png"]
+    data = bytearray((shards / "train-000000.tar").read_bytes())
+    data[offset : offset + length] = bytes(length)
+    (shards / "train-000000.tar").write_bytes(data)
+    dataset = ShardDataset(shards, "train", Transform(), verify="size")
+    dataset[0]
+    with pytest.raises(ShardError, match=r"train-000000\.tar: sample train-000001"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "index.json"])
+def test_manifest_and_index_are_named_too(shards, file):
+    whole = (shards / file).read_bytes()
+    (shards / file).write_bytes(whole[:-20])
+    with pytest.raises(ShardError, match=file):
+        verify_shards(shards)
+    (shards / file).unlink()
+    with pytest.raises(ShardError, match=rf"{file}: no such file; run the stage `shard` first"):
+        verify_shards(shards)
+
+
+def test_missing_raw_data_is_one_sentence_and_writes_nothing(tiny, tmp_path):
+    with pytest.raises(UserError, match="raw: no such directory; run the stage `fetch` first"):
+        write_shards(tiny, tmp_path / "raw", tmp_path / "out", 4)
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(UserError, match=r"digits\.npz: no such file; run the stage `fetch` again"):
+        write_shards(tiny, tmp_path / "raw", tmp_path / "out", 4)
+    assert os.listdir(tmp_path) == ["raw"]

@@ -1,0 +1,66 @@
+"""Atomic writes: the old or the new, never a half."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.files import building_dir, replace_dir, write_json_atomic, write_text_atomic
+
+
+def build_half(final: Path, error: BaseException, resume_as: str | None = None) -> None:
+    with building_dir(final, resume_as) as directory:
+        (directory / "half").touch()
+        raise error
+
+
+def test_text_and_json_are_written_and_leave_nothing_behind(tmp_path):
+    write_text_atomic(tmp_path / "new" / "a.txt", "été\n")
+    write_json_atomic(tmp_path / "new" / "a.json", {"b": [1, None]})
+    write_json_atomic(tmp_path / "new" / "a.json", {"b": 2})
+    assert (tmp_path / "new" / "a.txt").read_text() == "été\n"
+    assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 2}
+    assert sorted(os.listdir(tmp_path / "new")) == ["a.json", "a.txt"]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    write_json_atomic(tmp_path / "a.json", {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_atomic(tmp_path / "a.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 1.0}
+
+
+def test_a_directory_takes_the_place_of_another(tmp_path):
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_dir(tmp_path / "new", tmp_path / "old")
+    assert os.listdir(tmp_path) == ["old"]
+    assert os.listdir(tmp_path / "old") == ["new"]
+
+
+def test_a_failed_block_leaves_the_old_directory_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises(KeyboardInterrupt):
+        build_half(tmp_path / "out", KeyboardInterrupt())
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["old"]
+
+
+def test_resumable_work_finds_what_was_finished(tmp_path):
+    with pytest.raises(UserError, match="interrupted"):
+        build_half(tmp_path / "out", UserError("interrupted"), resume_as="work")
+    assert not (tmp_path / "out").exists()
+    with building_dir(tmp_path / "out", resume_as="work") as directory:
+        assert os.listdir(directory) == ["half"]
+    assert os.listdir(tmp_path / "out") == ["half"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no space left on the disk; free some"):
+        build_half(tmp_path / "out", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert os.listdir(tmp_path) == []
