@@ -68,6 +68,6 @@ def _point(signal: Tensor, edges: Tensor) -> Tensor:
 
 def _locate(position: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """The pixel that each position lies in, broadcast over the signal's other dimensions, and how far in."""
-    pixel = position.detach().floor().clamp(0, shape[-1] - 1)
-    index = pixel.long().expand(*shape[:-1], -1)
-    return index, position - pixel
+    # Clamped as integers: a NaN of a diverged model is read from pixel 0 and stays NaN, instead of a wild address.
+    pixel = position.detach().floor().long().clamp(0, shape[-1] - 1)
+    return pixel.expand(*shape[:-1], -1), position - pixel
