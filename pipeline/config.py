@@ -246,9 +246,13 @@ def check_trial(trial: Trial, where: str) -> list[str]:
         problems.append(problem(f"{where}tokenizer.token_budget", tokenizer.token_budget, rule, f"at most {pixels}"))
     if tokenizer.num_rows is not None and tokenizer.num_rows > tokenizer.token_budget:
         rule = f"more rows than token_budget ({tokenizer.token_budget})"
-        problems.append(problem(f"{where}tokenizer.num_rows", tokenizer.num_rows, rule, "null = round(sqrt(token_budget))"))
+        problems.append(
+            problem(f"{where}tokenizer.num_rows", tokenizer.num_rows, rule, "null = round(sqrt(token_budget))")
+        )
     if trial.num_workers and train.global_batch_size % trial.num_workers:
-        problems.append(indivisible_batch(f"{where}train.global_batch_size", train.global_batch_size, trial.num_workers))
+        problems.append(
+            indivisible_batch(f"{where}train.global_batch_size", train.global_batch_size, trial.num_workers)
+        )
     return problems
 
 
@@ -256,6 +260,20 @@ def indivisible_batch(where: str, global_batch_size: int, world_size: int) -> st
     """The error line for a batch that cannot be split equally, with the nearest that can."""
     nearest = max(1, round(global_batch_size / world_size)) * world_size
     return problem(where, global_batch_size, f"not a multiple of world_size ({world_size})", f"try {nearest}")
+
+
+def absurd_precision(trial: Trial, device_type: str) -> list[str]:
+    """The error line for a precision that the device has no circuits for: bfloat16 on a CPU is 40 times slower."""
+    if trial.train.precision == "fp32" or device_type == "cuda":
+        return []
+    return [
+        problem(
+            "train.precision",
+            trial.train.precision,
+            f"needs a GPU, training would run on the {device_type}",
+            "use fp32",
+        )
+    ]
 
 
 def _validate_dataset(raw: Any, problems: list[str]) -> Any:

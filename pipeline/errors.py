@@ -32,4 +32,9 @@ def unknown_name(where: str, value: Any, known: Iterable[str]) -> str:
     """The error line for a name that is not in a registry, with the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    return problem(where, value, "unknown", (f"did you mean {near[0]!r}? " if near else "") + "known: " + ", ".join(names))
+    return problem(
+        where,
+        value,
+        "unknown",
+        (f"did you mean {near[0]!r}? " if near else "") + "known: " + ", ".join(names),
+    )

@@ -1,4 +1,4 @@
-"""A suite -> the list of its trials. Pure: nothing is read, started or written, so `--dry-run` is the truth."""
+"""A suite -> the list of its trials. Pure: nothing is read, started or written, so `--dry-run` is true."""
 
 import itertools
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from pipeline.config import (
     ExperimentConfig,
     ModelConfig,
     Overrides,
+    Strict,
     Suite,
     TokenizerConfig,
     TrainConfig,
@@ -20,7 +21,7 @@ from pipeline.config import (
 )
 from pipeline.errors import ConfigError, problem, unknown_name
 
-SECTIONS = {"model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
+SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
 
 
 def plan_experiments(suite: Suite) -> list[Trial]:
@@ -33,7 +34,9 @@ def plan_experiments(suite: Suite) -> list[Trial]:
     problems: list[str] = []
     for name, experiment in suite.experiments.items():
         where = f"experiments.{name}."
-        trials += _trials(suite, name, experiment, experiment.seeds or suite.seeds, where, problems, experiment.num_workers)
+        trials += _trials(
+            suite, name, experiment, experiment.seeds or suite.seeds, where, problems, experiment.num_workers
+        )
         problems += _twin_problems(suite, name, experiment)
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", problems)
@@ -49,7 +52,9 @@ def plan_sweep(suite: Suite) -> list[Trial]:
     if suite.sweep is None:
         return []
     trials: list[Trial] = []
-    problems = [unknown_name("sweep.grid", key, _dotted_keys()) for key in suite.sweep.grid if key not in _dotted_keys()]
+    problems = [
+        unknown_name("sweep.grid", key, _dotted_keys()) for key in suite.sweep.grid if key not in _dotted_keys()
+    ]
     if not problems:
         for point in itertools.product(*suite.sweep.grid.values()):
             values = dict(zip(suite.sweep.grid, point, strict=True))

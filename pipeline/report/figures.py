@@ -1,0 +1,258 @@
+"""Records -> figures: accuracy against cost, learning curves, what models see. Same records, same bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from dart import draw
+from pipeline.report.records import Records, Run, by_name
+from pipeline.report.tables import COMPLETE, Row, comparison, pareto_front, sweep
+
+# Okabe and Ito's palette, in an order that keeps neighbours apart with any colour vision; and a second cue.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
+FONT_SIZE = 10
+
+
+class Point(NamedTuple):
+    """A row that has a place in the figure: at least one complete run and a counted cost."""
+
+    row: Row
+    gflops: float
+    top1: float  # percent
+    error: float | None  # standard deviation, percentage points
+
+
+class Pictures(NamedTuple):
+    """A run's gallery: B test samples and what its model did with them."""
+
+    images: Any  # (B, C, H, W)
+    labels: Any  # (B,)
+    predictions: Any  # (B,)
+    confidences: Any  # (B,) fractions
+    density: Any  # (B, G_h, G_w)
+    regions: Any  # (B, N, 4) pixels
+    patches: Any  # (B, N, C, P, P)
+
+
+def write_figures(records: Records, folder: Path) -> list[Path]:
+    """Draw all figures that the records allow, each as PNG and SVG, and return the PNG files."""
+    figures = {
+        "accuracy-vs-gflops": accuracy_against_gflops(comparison(records), sweep(records)),
+        "learning-curves": learning_curves(records),
+        "what-the-model-sees": gallery(records),
+    }
+    return [save(figure, folder / name) for name, figure in figures.items() if figure is not None]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write `path`.png and `path`.svg without dates, versions or random identifiers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not once per format
+    with mpl.rc_context({"svg.hashsalt": "dart", "svg.fonttype": "path"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    return path.with_suffix(".png")
+
+
+def accuracy_against_gflops(rows: Sequence[Row], trials: Sequence[Row]) -> Figure | None:
+    """Test top-1 against cost: the sweep with its Pareto front, the experiments with error bars."""
+    finals, points = _points(rows), _points(trials)
+    if not finals and not points:
+        return None
+    figure, ax = _axes("multiply-accumulates per image (GFLOPs), log scale", "test top-1 (%)")
+    style = _styles([row.tokenizer for row in (*rows, *trials)])
+    ax.set_xscale("log")
+    _draw_sweep(ax, points, style)
+    _draw_finals(ax, finals, style)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.margins(x=0.12, y=0.1)
+    ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="lower right")
+    _name_points(ax, _labels(finals))
+    return figure
+
+
+def learning_curves(records: Records) -> Figure | None:
+    """Validation top-1 against samples seen: the mean over seeds, a band from the worst seed to the best."""
+    groups = {name: lines for name, runs in by_name(records.runs).items() if (lines := _curves(runs))}
+    if not groups:
+        return None
+    figure, ax = _axes("training samples seen (thousands)", "validation top-1 (%)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style = _styles([run.science["tokenizer"]["name"] for run in records.runs])
+    num_lines = dict.fromkeys(style, 0)
+    ends = []
+    for name, lines in groups.items():
+        tokenizer = next(run for run in records.runs if run.name == name).science["tokenizer"]["name"]
+        color, marker = style[tokenizer]
+        samples, values = _common(lines)
+        mean, dashes = values.mean(0), DASHES[num_lines[tokenizer] % len(DASHES)]
+        num_lines[tokenizer] += 1
+        ax.plot(samples, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.6)
+        ax.fill_between(samples, values.min(0), values.max(0), color=color, alpha=0.13, linewidth=0)
+        ends.append((float(samples[-1]), float(mean[-1]), f"{name} (n = {len(values)})", color))
+    _label_ends(ax, ends)
+    return figure
+
+
+def gallery(records: Records) -> Figure | None:
+    """A uniform and a DART model of one budget on the same test samples: how each cuts, sees and decides."""
+    pair = gallery_pair(records)
+    if pair is None:
+        return None
+    uniform, dart = (load_pictures(records.gallery_path(run)) for run in pair)
+    names = records.manifest["class_names"]
+    titles = ["uniform grid", "what uniform sees", "learned importance", "DART's regions", "what DART sees"]
+    figure, axes = draw.panel_grid(titles, len(dart.images))
+    for i, row in enumerate(axes):
+        image = dart.images[i]
+        draw.show_regions(row[0], image, uniform.regions[i], draw.UNIFORM_COLOR)
+        draw.show_mosaic(row[1], image, uniform.regions[i], uniform.patches[i], draw.UNIFORM_COLOR)
+        draw.show_density(row[2], image, dart.density[i])
+        draw.show_regions(row[3], image, dart.regions[i])
+        draw.show_mosaic(row[4], image, dart.regions[i], dart.patches[i])
+        row[0].set_ylabel(f"true: {names[dart.labels[i]]}", fontsize=FONT_SIZE)
+        draw.write_caption(row[1], _verdict("uniform", uniform, i, names))
+        draw.write_caption(row[4], _verdict("DART", dart, i, names))
+    return figure
+
+
+def gallery_pair(records: Records) -> tuple[Run, Run] | None:
+    """The first uniform and DART runs with pictures of the same samples and, if possible, the same budget."""
+    runs = [run for run in records.runs if not run.problem and records.gallery_path(run).is_file()]
+    uniform, dart = ([r for r in runs if r.science["tokenizer"]["name"] == n] for n in ("uniform", "dart"))
+    pairs = [(u, d) for d in dart for u in uniform if u.science["model"] == d.science["model"]]
+    return min(pairs, key=lambda pair: abs(_budget(pair[0]) - _budget(pair[1])), default=None)
+
+
+def load_pictures(path: Path) -> Pictures:
+    """Read a run's gallery file."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return Pictures(*(arrays[name] for name in Pictures._fields))
+
+
+def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained", facecolor="white")
+    ax = figure.add_subplot()
+    ax.set_xlabel(xlabel, fontsize=FONT_SIZE)
+    ax.set_ylabel(ylabel, fontsize=FONT_SIZE)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, linewidth=0.6)
+    return figure, ax
+
+
+def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """{name: (colour, marker)} in order of appearance, the same in every figure that has the same names."""
+    distinct = list(dict.fromkeys(names))
+    return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(distinct)}
+
+
+def _points(rows: Sequence[Row]) -> list[Point]:
+    return [
+        Point(row, row.gflops, 100 * row.top1_mean, None if row.top1_std is None else 100 * row.top1_std)
+        for row in rows
+        if row.top1_mean is not None and row.gflops
+    ]
+
+
+def _draw_sweep(ax: Axes, points: Sequence[Point], style: dict[str, tuple[str, str]]) -> None:
+    front = _points(pareto_front([point.row for point in points]))
+    if len(front) > 1:
+        x, y = [point.gflops for point in front], [point.top1 for point in front]
+        ax.plot(x, y, color="#777777", linewidth=1.2, linestyle="--", zorder=1, label="Pareto front of the sweep")
+    for tokenizer in dict.fromkeys(point.row.tokenizer for point in points):
+        color, marker = style[tokenizer]
+        mine = [point for point in points if point.row.tokenizer == tokenizer]
+        x, y = [point.gflops for point in mine], [point.top1 for point in mine]
+        label = f"{tokenizer}, sweep"
+        ax.scatter(x, y, s=22, facecolors="white", edgecolors=color, marker=marker, linewidths=1.1, label=label)
+
+
+def _draw_finals(ax: Axes, finals: Sequence[Point], style: dict[str, tuple[str, str]]) -> None:
+    for tokenizer in dict.fromkeys(point.row.tokenizer for point in finals):
+        color, marker = style[tokenizer]
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": marker,
+            "markersize": 8,
+            "linestyle": "",
+            "capsize": 4,
+            "zorder": 3,
+        }
+        for point in finals:
+            if point.row.tokenizer == tokenizer:
+                ax.errorbar(point.gflops, point.top1, point.error, **look)
+        ax.plot([], [], color=color, marker=marker, markersize=8, linestyle="", label=f"{tokenizer}, mean ± std")
+
+
+def _labels(finals: Sequence[Point]) -> dict[tuple[float, float], list[str]]:
+    """{place: names}: experiments that fall on one point share one label."""
+    labels: dict[tuple[float, float], list[str]] = {}
+    for point in finals:
+        name = point.row.experiment + ("" if point.row.status == COMPLETE else " (incomplete)")
+        labels.setdefault((point.gflops, round(point.top1, 1)), []).append(name)
+    return labels
+
+
+def _name_points(ax: Axes, labels: dict[tuple[float, float], list[str]]) -> None:
+    """Write the names beside their points, each on the first side where it covers no other name or point."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout must stand before anything can be measured
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in map(ax.transData.transform, labels)]
+    for place, names in labels.items():
+        for offset, side in LABEL_PLACES:
+            text = ax.annotate(", ".join(names), place, offset, textcoords="offset points", ha=side)
+            text.set(fontsize=FONT_SIZE - 1, zorder=4)
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) or (offset, side) == LABEL_PLACES[-1]:
+                break
+            text.remove()
+        taken.append(box)
+
+
+def _curves(runs: Sequence[Run]) -> list[dict[float, float]]:
+    """{samples in thousands: val top-1 in percent} of each run that has any."""
+    lines = []
+    for run in runs:
+        batch = run.science["train"]["global_batch_size"]
+        points = run.curves.get("val_top1", {})
+        lines.append({step * batch / 1000: 100 * value for step, value in points.items()})
+    return [line for line in lines if line]
+
+
+def _common(lines: Sequence[dict[float, float]]) -> tuple[Any, Any]:
+    """(K,) samples that every line has, and the (n, K) values there."""
+    samples = sorted(set.intersection(*(set(line) for line in lines)))
+    return np.array(samples), np.array([[line[s] for s in samples] for line in lines])
+
+
+def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name at its right end, pushed apart where lines end close together."""
+    low, high = ax.get_ylim()
+    step, previous = (high - low) * 0.055, -np.inf
+    for x, y, text, color in sorted(ends, key=lambda end: end[1]):
+        previous = max(y, previous + step)
+        ax.text(x * 1.02, previous, text, color=color, fontsize=FONT_SIZE - 1, va="center")
+
+
+def _verdict(who: str, pictures: Pictures, i: int, names: Sequence[str]) -> draw.Caption:
+    said = int(pictures.predictions[i])
+    text = f"{who} says {names[said]} ({100 * pictures.confidences[i]:.0f}%)"
+    return draw.Caption(text, said == int(pictures.labels[i]))
+
+
+def _budget(run: Run) -> int:
+    return int(run.science["tokenizer"]["token_budget"])

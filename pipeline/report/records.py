@@ -1,0 +1,203 @@
+"""The recorded runs of one suite, read from what the stages left: the only input of tables and figures.
+
+Nothing is computed and nothing dropped: a run that did not finish, or was not evaluated, is a record too.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import UserError, problem
+from pipeline.journal import JOURNAL_NAME, curves, read_journal
+
+Json = dict[str, Any]
+
+
+class Cost(NamedTuple):
+    """What one model costs, whatever its weights. Throughput is None where it was not measured."""
+
+    params: int
+    macs: int  # multiply-accumulates of one image
+    images_per_s: float | None  # median over the benchmark's rounds
+    images_per_s_q25: float | None
+    images_per_s_q75: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and what is known of it.
+
+    `test` holds the metrics of the test split (top1, top5 as fractions), None when the run was not evaluated.
+    """
+
+    suite: str
+    stage: str
+    name: str
+    seed: int
+    fingerprint: str
+    model_name: str
+    science: Json
+    status: str
+    manifest_sha256: str
+    folder: Path
+    metrics: Json = field(default_factory=dict)
+    test: Json | None = None
+    num_samples: int | None = None
+    world_size: int | None = None
+    wall_s: float | None = None
+    provenance: Json = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why this run is in no average; empty when it is complete."""
+        if self.status != "done":
+            return self.status
+        return "" if self.test is not None else "not evaluated"
+
+    @property
+    def commit(self) -> str:
+        """Abbreviated; a trailing + says that the working tree had changes."""
+        commit = self.provenance.get("commit")
+        return str(commit)[:10] + ("+" if self.provenance.get("dirty") else "") if commit else "unknown"
+
+    @property
+    def architecture(self) -> str:
+        """Equal for runs of the same model, whatever their training."""
+        return architecture_key(self.science)
+
+    @cached_property
+    def curves(self) -> dict[str, dict[int, float]]:
+        """{metric: {step: value}} of the journal, steps ascending."""
+        return curves(read_journal(self.folder / JOURNAL_NAME))
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that is known of one suite. `runs` and `trials` (the sweep's) are in the order of their plans."""
+
+    suite: str
+    manifest: Json
+    runs: tuple[Run, ...]
+    trials: tuple[Run, ...]
+    costs: Mapping[str, Cost]  # by architecture
+    benchmark: Json  # how the costs were measured; empty when they were not
+    evaluate_dir: Path
+
+    def cost(self, run: Run) -> Cost | None:
+        """The cost of the run's model, None where the benchmark does not know it."""
+        return self.costs.get(run.architecture)
+
+    def predictions(self, run: Run) -> dict[str, str]:
+        """{sample key: predicted class} on the test split; empty when the run was not evaluated."""
+        path = self.evaluate_dir / "predictions" / f"{run.fingerprint}.csv"
+        if not path.is_file():
+            return {}
+        with path.open(newline="") as file:
+            return {row["key"]: row["prediction"] for row in csv.DictReader(file)}
+
+    def gallery_path(self, run: Run) -> Path:
+        """Where the run's pictures are, if it has any."""
+        return self.evaluate_dir / "gallery" / f"{run.fingerprint}.npz"
+
+
+def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
+    """Read one suite's results.
+
+    Args:
+        suite: Its name.
+        results_dir: With train/, sweep/, evaluate/ and benchmark.json; each may be absent.
+        manifest_path: The shards' manifest.json.
+
+    Raises:
+        UserError: a file is missing or damaged, a run is of another suite or data set, or recorded twice.
+    """
+    evaluated = _read_json(results_dir / "evaluate" / "metrics.json", {"runs": []})
+    tests = {run["fingerprint"]: run for run in evaluated["runs"]}
+    benchmark = _read_json(results_dir / "benchmark.json", {})
+    runs, trials = (_load_runs(results_dir / stage, suite, tests) for stage in ("train", "sweep"))
+    if not runs and not trials:
+        raise UserError(f"{results_dir}: no recorded runs; run: dvc repro train@{suite}")
+    manifest = _read_json(manifest_path)
+    _check_data([*runs, *trials], manifest_path)
+    return Records(
+        suite=suite,
+        manifest=manifest,
+        runs=runs,
+        trials=trials,
+        costs={architecture_key(model): _cost(model) for model in benchmark.get("models", [])},
+        benchmark={key: value for key, value in benchmark.items() if key != "models"},
+        evaluate_dir=results_dir / "evaluate",
+    )
+
+
+def architecture_key(science: Mapping[str, Any]) -> str:
+    """What cost depends on, the model and the tokenizer, as a key."""
+    return json.dumps({key: science[key] for key in ("model", "tokenizer")}, sort_keys=True)
+
+
+def by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """{experiment: its runs}, both in the order of the plan."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    return groups
+
+
+def _load_runs(stage_dir: Path, suite: str, tests: Mapping[str, Json]) -> tuple[Run, ...]:
+    path = stage_dir / "runs.json"
+    runs = [_run(raw, stage_dir, tests) for raw in _read_json(path, {"runs": []})["runs"]]
+    seen: set[tuple[str, int]] = set()
+    for run in runs:
+        if run.suite != suite:
+            rule = f"a record of suite {run.suite!r}, not of {suite!r}"
+            raise UserError(problem(str(path), run.fingerprint, rule, f"run: dvc repro {stage_dir.name}@{suite}"))
+        if (run.name, run.seed) in seen:
+            rule = f"{run.name!r} with seed {run.seed} is recorded twice"
+            raise UserError(problem(str(path), run.fingerprint, rule, "keep one of them"))
+        seen.add((run.name, run.seed))
+    return tuple(runs)
+
+
+def _check_data(runs: Iterable[Run], manifest_path: Path) -> None:
+    """A table must not mix runs of different data."""
+    current = hashlib.sha256(manifest_path.read_bytes()).hexdigest()
+    for run in runs:
+        if run.manifest_sha256 != current:
+            where = f"run {run.fingerprint} ({run.name}, seed {run.seed}): dataset.manifest_sha256"
+            rule = f"trained on other data than {manifest_path}"
+            raise UserError(problem(where, run.manifest_sha256[:10], rule, "run: dvc repro"))
+
+
+def _run(raw: Json, stage_dir: Path, tests: Mapping[str, Json]) -> Run:
+    fingerprint = raw["fingerprint"]
+    given = ("suite", "stage", "name", "seed", "fingerprint", "model_name", "science")
+    optional = ("metrics", "num_samples", "world_size", "wall_s", "provenance")
+    return Run(
+        **{key: raw[key] for key in given},
+        **{key: raw[key] for key in optional if raw.get(key) is not None},
+        status=raw.get("status") or "incomplete",
+        manifest_sha256=raw["dataset"]["manifest_sha256"],
+        folder=stage_dir / fingerprint,
+        test=tests.get(fingerprint),
+    )
+
+
+def _cost(model: Json) -> Cost:
+    speed = model.get("images_per_s") or {}
+    return Cost(model["params"], model["macs"], *(speed.get(key) for key in ("median", "q25", "q75")))
+
+
+def _read_json(path: Path, default: Json | None = None) -> Json:
+    if default is not None and not path.is_file():
+        return default
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run: dvc repro") from None
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; delete its folder and run: dvc repro") from None

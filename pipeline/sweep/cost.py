@@ -1,0 +1,76 @@
+"""What a training costs, before it is done: from earlier runs where there are any, else from its arithmetic."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dart.registry import VARIANTS
+from pipeline.config import Trial
+from pipeline.provenance import hash_json
+
+ASSUMED_MACS_PER_S = 2e9  # forward multiply-accumulates per second while one core trains
+
+
+class Speed(NamedTuple):
+    """Training seconds per sample and worker, by architecture, and the rate for those never trained."""
+
+    seconds: Mapping[str, float]
+    macs_per_s: float
+    source: str
+
+
+def relative_cost(trial: Trial, num_samples: int) -> float:
+    """About the forward multiply-accumulates of a training, without building the model: to order trials and for ETAs.
+
+    Args:
+        num_samples: Training samples of an epoch.
+    """
+    return _macs(trial.science()) * num_samples * trial.train.epochs
+
+
+def macs_of_tokens(variant: str, tokens: int) -> float:
+    """Multiply-accumulates of a transformer's blocks for one image of this budget."""
+    size = VARIANTS[variant]
+    width = size["embed_dim"]
+    per_token = (4 + 2 * size["mlp_ratio"]) * width**2 + 2 * tokens * width
+    return size["depth"] * tokens * per_token
+
+
+def load_speed(run_dirs: Iterable[Path]) -> Speed:
+    """Measured from finished runs."""
+    measured: dict[str, list[float]] = {}
+    rates: list[float] = []
+    for folder in run_dirs:
+        files = folder / "spec.json", folder / "done.json"
+        if not all(file.is_file() for file in files):
+            continue
+        spec, done = (json.loads(file.read_text()) for file in files)
+        if done["wall_s"] > 0:
+            seconds = done["wall_s"] * done["world_size"] / done["num_samples"]
+            measured.setdefault(_architecture_key(spec["science"]), []).append(seconds)
+            rates.append(_macs(spec["science"]) / seconds)
+    if not rates:
+        return Speed(
+            {},
+            ASSUMED_MACS_PER_S,
+            f"assuming {ASSUMED_MACS_PER_S / 1e9:g} GMAC/s per core, nothing was trained yet",
+        )
+    seconds_of = {key: statistics.median(values) for key, values in measured.items()}
+    return Speed(seconds_of, statistics.median(rates), f"from {len(rates)} earlier runs")
+
+
+def estimate_worker_s(trial: Trial, num_samples: int, speed: Speed) -> float:
+    """Seconds of training, summed over workers."""
+    known = speed.seconds.get(_architecture_key(trial.science()))
+    per_sample = known if known is not None else _macs(trial.science()) / speed.macs_per_s
+    return per_sample * num_samples * trial.train.epochs
+
+
+def _architecture_key(science: dict[str, Any]) -> str:
+    return hash_json({"model": science["model"], "tokenizer": science["tokenizer"]})
+
+
+def _macs(science: dict[str, Any]) -> float:
+    return macs_of_tokens(science["model"]["variant"], science["tokenizer"]["token_budget"])

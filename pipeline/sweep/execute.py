@@ -1,0 +1,181 @@
+"""A list of trials -> their results in one folder: the common body of the stages `train` and `sweep`."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from pipeline import provenance
+from pipeline.config import Params, Suite, Trial
+from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
+from pipeline.data.verify import verify_shards
+from pipeline.errors import ConfigError, UserError, problem
+from pipeline.files import building_dir, write_json_atomic, write_text_atomic
+from pipeline.journal import JOURNAL_NAME
+from pipeline.sweep.cost import load_speed, relative_cost
+from pipeline.sweep.tune import run_trials
+from pipeline.tracking.mirror import mirror
+from pipeline.tracking.uri import resolve_uri
+from pipeline.train.run import Run
+
+LOCK_WAIT_S = 30.0  # an interrupted stage needs some seconds to end
+RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
+RESULT_FILES = ("model.safetensors", JOURNAL_NAME)
+
+
+class Paths(NamedTuple):
+    """Where a stage reads and writes."""
+
+    shards: Path  # data/SUITE/shards
+    runs: Path  # runs/SUITE: machine state, one folder per fingerprint
+    results: Path  # results/SUITE/STAGE
+    params: tuple[Path, ...]  # the params files, for the record
+
+
+def plan_runs(stage: str, suite: Suite, trials: Sequence[Trial], manifest: Manifest, paths: Paths) -> list[Run]:
+    """Every trial with its identity and its folder, in plan order; equal trials share a folder.
+
+    Raises:
+        ConfigError: the shards were made from something else than the suite says.
+    """
+    _check_data(suite, trials, manifest)
+    code = provenance.code_sha256()
+    runs = []
+    for trial in trials:
+        key = provenance.fingerprint(trial, manifest.sha256, code)
+        runs.append(Run(suite.name, stage, trial, key, manifest.dataset, manifest.sha256, paths.runs / key))
+    return runs
+
+
+def dry_run(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, paths: Paths) -> None:
+    """Print the plan; nothing is started or written."""
+    from pipeline.sweep.preview import preview  # builds models
+
+    manifest = load_manifest(paths.shards)
+    runs = plan_runs(stage, suite, trials, manifest, paths)
+    num_samples = manifest.split("train").num_samples
+    speed = load_speed(paths.runs.glob("*/"))
+    preview(
+        runs,
+        num_classes=manifest.num_classes,
+        num_samples=num_samples,
+        placement=params.placement,
+        speed=speed,
+    )
+
+
+def execute(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, paths: Paths) -> None:
+    """Train what is not trained yet, then publish the results of all trials as one folder.
+
+    Raises:
+        UserError: the suite, the data or the cluster do not fit, another copy is running, or trials failed.
+    """
+    manifest = load_manifest(paths.shards)
+    with only_copy(paths.runs):
+        runs = plan_runs(stage, suite, trials, manifest, paths)
+        fresh = os.environ.get("DART_FRESH") == "1"
+        unique = list({run.fingerprint: run for run in runs}.values())
+        pending = [run for run in unique if fresh or run.done() is None]
+        print(f"{stage} {suite.name}: {len(runs)} trials, {len(pending)} trainings to do", flush=True)
+        if pending:
+            verify_shards(paths.shards)
+            _check_disk(paths.runs, len(pending))
+        for run in pending:
+            run.prepare(fresh)
+        _train(stage, suite, unique, manifest, params, paths)
+        publish(stage, suite, runs, paths.results)
+
+
+def _train(stage: str, suite: Suite, runs: Sequence[Run], manifest: Manifest, params: Params, paths: Paths) -> None:
+    """Run the trials with MLflow looking on."""
+    record = provenance.collect(paths.params)
+    num_samples = manifest.split("train").num_samples
+    with mirror(
+        resolve_uri(params.tracking.uri),
+        suite.name,
+        stage,
+        [run.dir for run in runs],
+        provenance=record,
+        manifest=paths.shards / MANIFEST_FILE,
+    ):
+        run_trials(
+            runs,
+            paths.shards,
+            num_classes=manifest.num_classes,
+            placement=params.placement,
+            provenance=record,
+            scratch=paths.runs / f".tune-{stage}",
+            costs={run.fingerprint: relative_cost(run.trial, num_samples) for run in runs},
+        )
+
+
+def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path) -> None:
+    """Write runs.json (every trial in plan order) and each run's weights and journal, all at once or not at all."""
+    with building_dir(results) as folder:
+        records = []
+        for run in runs:
+            records.append({**run.spec(), **(run.done() or {})})
+            target = folder / run.fingerprint
+            target.mkdir(exist_ok=True)
+            for name in RESULT_FILES:
+                shutil.copyfile(run.dir / name, target / name)
+        write_json_atomic(folder / "runs.json", {"suite": suite.name, "stage": stage, "runs": records})
+
+
+@contextlib.contextmanager
+def only_copy(folder: Path) -> Iterator[None]:
+    """Refuse to train a suite twice at the same time; an interrupted copy is given some seconds to end.
+
+    Raises:
+        UserError: another process still works on this suite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for process {_owner(owner)} to end its work on {folder}", flush=True)
+            lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout:
+        rule = f"process {_owner(owner)} is training this suite"
+        raise UserError(problem("runs", str(folder), rule, "wait for it to end, or interrupt it")) from None
+    try:
+        write_text_atomic(owner, str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    return path.read_text() if path.is_file() else "?"
+
+
+def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> None:
+    """The shards must be those of the suite's data set, and have the models' channels and size."""
+    problems: dict[str, None] = {}
+    if suite.dataset.name != manifest.dataset:
+        rule = f"the shards were made from {manifest.dataset}"
+        problems[problem("dataset.name", suite.dataset.name, rule, "run the stage `shard` again")] = None
+    for trial in trials:
+        if trial.model.in_chans != manifest.in_chans:
+            rule = f"the images have {manifest.in_chans} channels"
+            problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
+        side = trial.model.img_size
+        if manifest.image_size not in (None, (side, side)):
+            rule = f"the images have {manifest.image_size} pixels"
+            problems[problem("model.img_size", side, rule, "make them equal")] = None
+    if problems:
+        raise ConfigError(f"suites/{suite.name}.yaml", problems)
+
+
+def _check_disk(folder: Path, num_runs: int) -> None:
+    free, needed = shutil.disk_usage(folder).free, num_runs * RUN_BYTES
+    if free < needed:
+        rule = f"{free / 1e6:.0f} MB free, {num_runs} runs need about {needed / 1e6:.0f} MB"
+        raise UserError(problem("runs", str(folder), rule, "make room on this disk"))

@@ -1,0 +1,94 @@
+"""python -m pipeline.tracking replay [SUITE ...] | ui [--host H] [--port P]"""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from pipeline.cli import run_stage
+from pipeline.errors import UserError, problem
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description="MLflow beside the journals")
+    commands = parser.add_subparsers(dest="command", required=True)
+    again = commands.add_parser("replay", help="send MLflow what it lacks of the recorded runs")
+    again.add_argument("suites", nargs="*", metavar="SUITE", help="default: the active suites of params.yaml")
+    ui = commands.add_parser("ui", help="serve the MLflow pages; Ctrl-C ends it")
+    ui.add_argument("--host", default="127.0.0.1", help="default: this machine only")
+    ui.add_argument("--port", type=int, default=5000)
+    args = parser.parse_args()
+    if args.command == "replay":
+        run_stage(lambda: replay_suites(args.suites))
+    else:
+        run_stage(lambda: serve(args.host, args.port))
+
+
+def replay_suites(suites: list[str], root: Path = Path()) -> None:
+    """Rebuild the ledger of the suites from runs/ and results/."""
+    from pipeline.config import load_params
+    from pipeline.gallery import draw_gallery
+    from pipeline.tracking.replay import replay
+
+    params = load_params(root / "params.yaml")
+    for suite in suites or params.suites:
+        folders = root / "runs", root / "results"
+        if not any((folder / suite).is_dir() for folder in folders):
+            raise UserError(problem("suite", suite, "no recorded runs in runs/ or results/", "run `make repro`"))
+        manifest = root / "data" / suite / "shards" / "manifest.json"
+        num_sent = replay(params.tracking.uri, suite, *folders, manifest=manifest, draw=draw_gallery)
+        print(f"{suite}: {num_sent} runs sent to {params.tracking.uri}")
+
+
+def serve(host: str, port: int) -> None:
+    """Become the MLflow server on the local database; a tracking server by URI is only named.
+
+    Raises:
+        UserError: the port is taken or the database is not usable.
+    """
+    from pipeline.config import load_params
+    from pipeline.tracking.uri import check_uri, resolve_uri, sqlite_path
+
+    params = load_params()
+    uri = resolve_uri(params.tracking.uri)
+    database = sqlite_path(uri)
+    if database is None:
+        print(f"the runs are on the MLflow server at {uri}")
+        return
+    _check_port(host, port)
+    check_uri(uri)
+    if not database.exists():
+        replay_suites([suite for suite in params.suites if Path("results", suite).is_dir()])
+    print(f"MLflow on http://{host}:{port} (ready in some ten seconds; Ctrl-C ends it)", flush=True)
+    os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    where = ["--backend-store-uri", uri, "--artifacts-destination", str(database.parent / "mlartifacts")]
+    server = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        *where,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    os.execv(sys.executable, server)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            remedy = f"try `make ui PORT={port + 1}`"
+            raise UserError(problem("port", port, f"cannot listen on {host} ({error.strerror})", remedy)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""MLflow's side of the records, and the only file that imports mlflow.
+
+`Ledger.sync` is idempotent: it reads what MLflow has of a run and sends what is missing. MLflow's own history
+is the position, so a batch whose answer was lost is neither repeated nor forgotten. Open it by `open_ledger`.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+
+from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
+from pipeline.tracking.uri import check_uri, refused, resolve_uri, sqlite_path
+
+KEY = "dart.key"
+SYNCED = "dart.synced"  # which state of the files a finished run of the ledger shows
+PICTURE = "what-the-model-sees.png"
+_BATCH = 1000  # MLflow's limit of metrics per call; of params and tags it is 100
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's words
+
+
+class Ledger:
+    """Runs of one suite in MLflow: an experiment per suite, a parent run per stage, a child per run.
+
+    Args:
+        uri: MLflow's tracking URI; a relative SQLite path is the working directory's.
+        draw: Makes the picture of a gallery file (.npz -> .png).
+
+    Raises:
+        UserError: MLflow cannot record there.
+    """
+
+    def __init__(self, uri: str, suite: str, draw: Callable[[Path, Path], None] | None = None) -> None:
+        self.uri = resolve_uri(uri)
+        check_uri(self.uri)
+        self._draw = draw
+        self.suite = suite
+        self._run_ids: dict[str, str] = {}
+        self._sent: dict[str, set[tuple[str, int]]] = {}  # by run id: (metric, step)
+        self._stored: dict[str, set[tuple[str, int]]] = {}  # by run id: (artifact, bytes)
+        try:
+            self._client = MlflowClient(self.uri)
+            self._experiment = self._find_experiment()
+        except Exception as error:  # whatever the store is made of: SQLAlchemy, HTTP, alembic
+            raise refused(uri, error) from error
+
+    def open_stage(self, stage: str, tags: Mapping[str, str], start_ms: int | None = None) -> None:
+        """Mark what an earlier, killed process left running, then find or create the stage's parent run.
+
+        Args:
+            start_ms: When the stage began, in Unix time, if that was not now.
+        """
+        filters = f"attributes.status = '{RUNNING}' AND tags.`dart.stage` = '{stage}'"
+        for stale in self._client.search_runs([self._experiment], filters, max_results=1000):
+            self._client.set_terminated(stale.info.run_id, KILLED)
+        parent = self._parent(stage, start_ms)
+        self._client.update_run(parent, status=RUNNING)
+        self._log_tags(parent, tags)
+
+    def close_stage(self, stage: str, status: str, end_ms: int | None = None) -> None:
+        """End the parent run, and every child that is still open, with MLflow's word for how it went."""
+        for key, run_id in self._run_ids.items():
+            if key.startswith(f"{self.suite}/{stage}/") and self._status(run_id) == RUNNING:
+                self._client.set_terminated(run_id, FAILED if status == FINISHED else status)
+        self._client.set_terminated(self._parent(stage), status, end_ms)
+
+    def sync(self, run: RunFiles, manifest: Path | None = None, tags: Mapping[str, str] | None = None) -> bool:
+        """Send what MLflow lacks of a run; True if anything had to be sent.
+
+        Args:
+            manifest: The shards' manifest.json, logged as the run's data set.
+            tags: Provenance, used until the run has its own.
+        """
+        try:
+            known = self._find(run.key)
+            if known is not None and known.data.tags.get(SYNCED) == run.state():
+                self._run_ids[run.key] = known.info.run_id
+                return False
+            run_id = self._find_or_create(run.key, run.stage, run.title, run.start_ms, self._nesting(run))
+            if known is None or not (known.data.params and known.inputs.dataset_inputs):
+                self._send_identity(run_id, run, manifest, tags or {})
+            self._send_points(run_id, run)
+            self._send_files(run_id, run)
+            self._end_or_go_on(run_id, run)
+        except Exception:
+            # Unknown what arrived, or the run was deleted: read it back before the next attempt.
+            run_id = self._run_ids.pop(run.key, "")
+            self._sent.pop(run_id, None)
+            self._stored.pop(run_id, None)
+            raise
+        return True
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self.suite)
+        if found is None:
+            database = sqlite_path(self.uri)
+            # A server knows where its artifacts go; beside a local database they lie in mlartifacts/.
+            location = (database.parent / "mlartifacts" / self.suite).as_uri() if database else None
+            return str(self._client.create_experiment(self.suite, artifact_location=location))
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _find(self, key: str) -> Run | None:
+        if key in self._run_ids:
+            return self._client.get_run(self._run_ids[key])
+        found = self._client.search_runs([self._experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+        return found[0] if found else None
+
+    def _find_or_create(
+        self,
+        key: str,
+        stage: str,
+        name: str,
+        start_ms: int | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        if key not in self._run_ids:
+            base = {KEY: key, "dart.suite": self.suite, "dart.stage": stage, "mlflow.source.name": stage}
+            found = self._find(key)
+            found = found or self._client.create_run(self._experiment, start_ms, {**base, **(tags or {})}, name)
+            self._run_ids[key] = found.info.run_id
+        return self._run_ids[key]
+
+    def _parent(self, stage: str, start_ms: int | None = None) -> str:
+        return self._find_or_create(f"{self.suite}/{stage}", stage, f"{self.suite} {stage}", start_ms)
+
+    def _nesting(self, run: RunFiles) -> dict[str, str]:
+        return {"mlflow.parentRunId": self._parent(run.stage), "dart.experiment": str(run.entry["name"])}
+
+    def _send_identity(self, run_id: str, run: RunFiles, manifest: Path | None, tags: Mapping[str, str]) -> None:
+        params = {**flatten(run.entry["science"]), "model_name": run.entry["model_name"]}
+        self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        self._log_tags(run_id, tags)
+        self._client.log_inputs(run_id, [_dataset_input(run.entry["dataset"], manifest)])
+
+    def _send_points(self, run_id: str, run: RunFiles) -> None:
+        if run_id not in self._sent:
+            names = self._client.get_run(run_id).data.metrics
+            self._sent[run_id] = {
+                (name, point.step) for name in names for point in self._client.get_metric_history(run_id, name)
+            }
+        sent = self._sent[run_id]
+        points = {(_metric_name(name), step): point for (name, step), point in run.points().items()}
+        missing = [key for key in points if key not in sent]
+        for i in range(0, len(missing), _BATCH):
+            batch = missing[i : i + _BATCH]
+            metrics = [Metric(key[0], points[key][0], points[key][1], key[1]) for key in batch]
+            self._client.log_batch(run_id, metrics=metrics)
+            sent.update(batch)
+
+    def _send_files(self, run_id: str, run: RunFiles) -> None:
+        paths = run.artifacts()
+        if paths and run_id not in self._stored:
+            self._stored[run_id] = {(f.path, f.file_size) for f in self._client.list_artifacts(run_id)}
+        for path in paths:
+            stored = path.name, path.stat().st_size
+            if stored not in self._stored[run_id]:
+                self._client.log_artifact(run_id, str(path))
+                self._stored[run_id].add(stored)
+        if run.gallery is not None and self._draw is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                self._draw(run.gallery, Path(folder) / PICTURE)
+                self._client.log_artifact(run_id, str(Path(folder) / PICTURE))
+
+    def _end_or_go_on(self, run_id: str, run: RunFiles) -> None:
+        if run.done:
+            self._log_tags(run_id, provenance_tags(run.entry.get("provenance", {})))
+            self._client.set_terminated(run_id, FINISHED, run.end_ms)
+            self._client.set_tag(run_id, SYNCED, run.state())  # last: it says that all of the above is there
+        elif self._status(run_id) != RUNNING:
+            self._client.update_run(run_id, status=RUNNING)
+
+    def _status(self, run_id: str) -> str:
+        return str(self._client.get_run(run_id).info.status)
+
+    def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        if tags:
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _metric_name(name: str) -> str:
+    """MLflow refuses other characters, and one bad name would hold up all that follows."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _dataset_input(dataset: Mapping[str, Any], manifest: Path | None) -> DatasetInput:
+    """The shards' manifest as MLflow's data set; its digest column holds 36 of the 64 digits."""
+    sha256 = str(dataset["manifest_sha256"])
+    content = json.loads(manifest.read_text()) if manifest is not None and manifest.is_file() else {}
+    sizes = {name: split["num_samples"] for name, split in content.get("splits", {}).items()}
+    source = {"uri": content.get("source", "manifest.json"), "manifest_sha256": sha256}
+    entity = Dataset(dataset["name"], sha256[:36], "local", json.dumps(source), profile=json.dumps(sizes))
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])

@@ -1,0 +1,70 @@
+"""Stage `evaluate`: every run of `train` and `sweep` on the test split -> results/SUITE/evaluate."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
+    parser.add_argument("suite", help="name of a file of suites/, without .yaml")
+    name = parser.parse_args().suite
+
+    from tqdm import tqdm
+
+    from pipeline.config import load_params, load_suite
+    from pipeline.errors import UserError
+    from pipeline.evaluate import evaluate_runs, write_evaluation, write_gallery
+    from pipeline.files import building_dir
+    from pipeline.tracking.uri import check_uri, resolve_uri
+
+    params, suite = load_params(), load_suite(name)
+    check_uri(resolve_uri(params.tracking.uri))
+    results, shards = Path("results") / name, Path("data") / name / "shards"
+    train, sweep = (load_entries(results / stage) for stage in ("train", "sweep"))
+    weights = {e["fingerprint"]: path for path, e in [*sweep, *train]}
+    entries = list({e["fingerprint"]: e for _, e in reversed([*train, *sweep])}.values())[::-1]
+    if not entries:
+        raise UserError(f"{results}: no recorded runs; run: dvc repro train@{name}")
+
+    with tqdm(total=len(entries), desc=f"evaluate {name}", unit="part", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        predictions = evaluate_runs(entries, weights, shards, suite.evaluate.batch_size, params.placement, progress)
+    with building_dir(results / "evaluate") as folder:
+        write_evaluation(folder, name, entries, predictions, shards)
+        for entry in {e["name"]: e for _, e in reversed(train)}.values():  # the first seed of each experiment
+            key = entry["fingerprint"]
+            picture = folder / "gallery" / f"{key}.npz"
+            write_gallery(picture, entry, weights[key], shards, predictions[key], suite.evaluate.gallery_samples)
+    print(f"evaluated {len(entries)} runs of {name} on the test split")
+    tell_mlflow(params.tracking.uri, name, shards / "manifest.json")
+
+
+def load_entries(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """(weights, record) of the runs of one stage; none where the suite has no such stage."""
+    path = folder / "runs.json"
+    entries = json.loads(path.read_text())["runs"] if path.is_file() else []
+    return [(folder / entry["fingerprint"] / "model.safetensors", entry) for entry in entries]
+
+
+def tell_mlflow(uri: str, suite: str, manifest: Path) -> None:
+    """Add test scores and pictures to the ledger, with whatever it missed while training; an outage costs nothing."""
+    from pipeline.errors import UserError
+    from pipeline.gallery import draw_gallery
+    from pipeline.tracking.replay import replay
+
+    try:
+        replay(uri, suite, Path("runs"), Path("results"), manifest=manifest, draw=draw_gallery)
+    except UserError as error:
+        print(f"warning: {error}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

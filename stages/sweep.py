@@ -1,0 +1,7 @@
+"""Stage `sweep`: every point of a suite's sweep grid -> results/SUITE/sweep."""
+
+from pipeline.cli import run_stage
+from stages.train import main
+
+if __name__ == "__main__":
+    run_stage(lambda: main("sweep", __doc__))

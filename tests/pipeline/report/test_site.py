@@ -1,0 +1,106 @@
+"""The report folder: the same records give the same bytes, and the page stands alone."""
+
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.figures import gallery_pair, learning_curves, write_figures
+from pipeline.report.site import write_report
+
+FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "figures"}
+FIGURES = {"accuracy-vs-gflops", "learning-curves", "what-the-model-sees"}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Outline(HTMLParser):
+    """What a page loads, and whether its tags are balanced."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.images_without_text = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.sources += [values[key] or "" for key in ("src", "srcset") if key in values]
+        self.images_without_text += tag == "img" and not values.get("alt")
+        if tag == "link":
+            self.sources.append(values["href"] or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_same_records_give_the_same_bytes(lab: Any, tmp_path: Path) -> None:
+    for name in ("once", "twice"):
+        write_report([lab.load()], tmp_path / name)
+    once = digests(tmp_path / "once")
+    assert once == digests(tmp_path / "twice")
+    assert {path.split("/")[1] for path in once if path.startswith("digits/")} == FILES
+    assert {Path(path).stem for path in once if path.startswith("digits/figures/")} == FIGURES
+
+
+def test_the_page_loads_nothing_and_holds_every_suite_row_and_run(make_lab: Any, tmp_path: Path) -> None:
+    labs = [make_lab(tmp_path / "lab", suite) for suite in ("digits", "mine")]
+    records = [lab.load() for lab in labs]
+    write_report(records, tmp_path / "report")
+    page = (tmp_path / "report/index.html").read_text()
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert [source for source in outline.sources if not source.startswith("data:")] == []
+    assert len(outline.sources) == 2 * len(FIGURES) + 1
+    assert outline.images_without_text == 0
+    assert "<script" not in page
+    assert "://" not in re.sub(r'"data:[^"]*"', "", page)
+    for one in records:
+        assert f'id="{one.suite}"' in page
+        assert all(run.fingerprint in page and run.name in page for run in (*one.runs, *one.trials))
+    assert len(page) < 2_000_000
+
+
+def test_a_hostile_name_is_text_on_the_page(lab: Any, tmp_path: Path) -> None:
+    lab.edit("train/runs.json", lambda content: [run.update(name="<script>x</script>") for run in content["runs"][:3]])
+    write_report([lab.load()], tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;x" in page
+
+
+def test_the_gallery_pairs_equal_budgets(lab: Any) -> None:
+    pair = gallery_pair(lab.load())
+    assert pair is not None
+    assert [run.name for run in pair] == ["uniform-36", "dart-36"]
+
+
+def test_a_figure_without_records_is_left_out(lab: Any, tmp_path: Path) -> None:
+    (lab.results / "benchmark.json").unlink()
+    for path in (lab.results / "evaluate/gallery").iterdir():
+        path.unlink()
+    assert [path.stem for path in write_figures(lab.load(), tmp_path)] == ["learning-curves"]
+    write_report([lab.load()], tmp_path / "report")
+
+
+def test_the_band_spans_the_seeds(lab: Any) -> None:
+    figure = learning_curves(lab.load())
+    assert figure is not None
+    (ax,) = figure.axes
+    dart = ax.lines[2]
+    np.testing.assert_allclose(np.asarray(dart.get_xdata()), [10, 20, 30])
+    final = np.array([0.795, 0.8, 0.675]) + 0.01
+    assert np.asarray(dart.get_ydata())[-1] == 100 * np.mean(final)
+    band = ax.collections[2].get_paths()[0].vertices
+    assert (band[:, 1].max(), band[:, 1].min() < 100 * final.min()) == (100 * final.max(), True)

@@ -1,0 +1,90 @@
+"""The plan is a pure list: file order, every seed, and all its mistakes at once."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import ExperimentConfig, Suite, SweepConfig
+from pipeline.errors import ConfigError
+from pipeline.sweep.plan import plan_experiments, plan_sweep
+
+
+def with_experiments(suite: Suite, **experiments: dict[str, Any]) -> Suite:
+    parsed = {name: ExperimentConfig(**options) for name, options in experiments.items()}
+    return suite.model_copy(update={"experiments": parsed})
+
+
+def with_sweep(suite: Suite, grid: dict[str, list[Any]], seeds: tuple[int, ...] = (0,)) -> Suite:
+    return suite.model_copy(update={"sweep": SweepConfig(seeds=list(seeds), grid=grid)})
+
+
+def test_experiments_come_in_file_order_with_all_their_seeds(tiny_suite: Suite) -> None:
+    names = [(trial.name, trial.seed) for trial in plan_experiments(tiny_suite)]
+    twin = ("dart-4-2workers", 0)
+    assert names == [("uniform-4", 0), ("uniform-4", 1), ("dart-4", 0), ("dart-4", 1), twin]
+
+
+def test_an_experiment_is_the_suite_but_for_what_it_names(tiny_suite: Suite) -> None:
+    suite = with_experiments(tiny_suite, long={"train": {"epochs": 9}, "seeds": [3], "num_workers": 2})
+    (trial,) = plan_experiments(suite)
+    assert trial.train == suite.train.model_copy(update={"epochs": 9})
+    assert (trial.model, trial.tokenizer) == (suite.model, suite.tokenizer)
+    assert (trial.seed, trial.num_workers) == (3, 2)
+
+
+def test_the_first_key_of_a_grid_varies_slowest(tiny_suite: Suite) -> None:
+    grid = {"tokenizer.token_budget": [9, 4], "train.lr": [0.1, 0.2]}
+    trials = plan_sweep(with_sweep(tiny_suite, grid, seeds=(5, 6)))
+    points = [(trial.tokenizer.token_budget, trial.train.lr, trial.seed) for trial in trials]
+    assert points == [(n, lr, seed) for n in (9, 4) for lr in (0.1, 0.2) for seed in (5, 6)]
+    assert len({trial.name for trial in trials}) == 4
+
+
+def test_a_suite_may_have_no_sweep(tiny_suite: Suite) -> None:
+    assert plan_sweep(tiny_suite.model_copy(update={"sweep": None})) == []
+
+
+def test_planning_twice_gives_the_same(tiny_suite: Suite) -> None:
+    assert plan_experiments(tiny_suite) == plan_experiments(tiny_suite)
+    assert plan_sweep(tiny_suite) == plan_sweep(tiny_suite)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"tokenizer": {"name": "drat"}}, "experiments.x.tokenizer.name = 'drat': unknown; did you mean 'dart'?"),
+        ({"tokenizer": {"token_budget": 0}}, "experiments.x.tokenizer.token_budget = 0: "),
+        ({"tokenizer": {"token_budget": -1}}, "experiments.x.tokenizer.token_budget = -1: "),
+        ({"tokenizer": {"token_budget": 1025}}, "more tokens than the 32 x 32 = 1024 pixels"),
+        ({"tokenizer": {"budget": 4}}, "experiments.x.tokenizer.budget = 'budget': unknown; did you mean"),
+        ({"model": {"variant": "mikro"}}, "did you mean 'micro'?"),
+        ({"train": {"lr": "fast"}}, "experiments.x.train.lr = 'fast': "),
+        ({"num_workers": 3}, "train.global_batch_size = 20: not a multiple of world_size (3); try 21"),
+        ({"agrees_with": "z"}, "experiments.x.agrees_with = 'z': unknown"),
+    ],
+)
+def test_a_bad_experiment_gives_its_sentence(tiny_suite: Suite, options: dict, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_experiments(with_experiments(tiny_suite, x=options))
+    assert len(error.value.problems) == 1
+    assert line in error.value.problems[0]
+
+
+def test_a_twin_needs_the_same_seeds(tiny_suite: Suite) -> None:
+    with pytest.raises(ConfigError, match="has no run of seed 5"):
+        plan_experiments(with_experiments(tiny_suite, a={"seeds": [0]}, b={"seeds": [0, 5], "agrees_with": "a"}))
+
+
+def test_all_problems_of_a_plan_come_at_once(tiny_suite: Suite) -> None:
+    bad = {"a": {"tokenizer": {"name": "x"}}, "b": {"train": {"lr": -1.0}}, "c": {"agrees_with": "z"}}
+    with pytest.raises(ConfigError) as error:
+        plan_experiments(with_experiments(tiny_suite, **bad))
+    assert len(error.value.problems) == 3
+
+
+def test_a_bad_grid_names_its_keys_and_values_once(tiny_suite: Suite) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'tokenizer\.token_budget'"):
+        plan_sweep(with_sweep(tiny_suite, {"tokenizer.token_budgets": [4]}))
+    with pytest.raises(ConfigError) as error:
+        plan_sweep(with_sweep(tiny_suite, {"model.variant": ["nano", "mikro"], "tokenizer.token_budget": [4, 9]}))
+    assert len(error.value.problems) == 1

@@ -1,0 +1,90 @@
+"""A checkpoint is what was saved, or an older one, or none; and it is nobody else's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.train.checkpoint import FILES, Identity, Position, load_checkpoint, save_checkpoint
+
+OURS = Identity("dart_vit_nano_patch8_32", "a" * 64, "b" * 64)
+
+
+class Training:
+    """A model and its optimizer after some steps."""
+
+    def __init__(self, steps: int = 0) -> None:
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4))
+        group = {"params": list(self.model.parameters()), "names": [n for n, _ in self.model.named_parameters()]}
+        self.optimizer = torch.optim.AdamW([group], lr=0.1)
+        for _ in range(steps):
+            self.model(torch.rand(2, 3)).square().sum().backward()
+            self.optimizer.step()
+
+    def save(self, root: Path, step: int) -> None:
+        save_checkpoint(root, OURS, Position(step, 1.5, {"val_top1": 0.25}), self.model, self.optimizer)
+
+    def load(self, root: Path, identity: Identity = OURS) -> tuple[Position, list[str]]:
+        notes: list[str] = []
+        return load_checkpoint(root, identity, self.model, self.optimizer, notes.append), notes
+
+    def tensors(self) -> list[torch.Tensor]:
+        states = [self.optimizer.state[parameter] for parameter in self.model.parameters()]
+        moments = [state[key] for state in states for key in sorted(state)]
+        return [*self.model.state_dict().values(), *moments]
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    saved, loaded = Training(steps=3), Training()
+    saved.save(tmp_path, step=3)
+    assert loaded.load(tmp_path) == (Position(3, 1.5, {"val_top1": 0.25}), [])
+    assert all(torch.equal(a, b) for a, b in zip(saved.tensors(), loaded.tensors(), strict=True))
+
+
+def test_without_a_checkpoint_the_position_is_the_start(tmp_path: Path) -> None:
+    assert Training().load(tmp_path / "none") == (Position(0, 0.0, {}), [])
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+    training = Training(steps=1)
+    training.save(tmp_path, step=10)
+    training.save(tmp_path, step=20)
+    file = tmp_path / "step-00000020" / name
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] if damage == "cut" else data[:middle] + b"\0" + data[middle + 1 :])
+    position, notes = Training().load(tmp_path)
+    assert position.step == 10
+    assert len(notes) == 1
+    assert "step-00000020 is damaged" in notes[0]
+
+
+def test_a_save_that_was_killed_leaves_nothing_to_load(tmp_path: Path) -> None:
+    Training(steps=1).save(tmp_path, step=10)
+    unfinished = tmp_path / ".step-00000020.tmp"
+    unfinished.mkdir()
+    (unfinished / FILES[0]).write_bytes(b"half")
+    assert Training().load(tmp_path) == (Position(10, 1.5, {"val_top1": 0.25}), [])
+
+
+@pytest.mark.parametrize("key", Identity._fields)
+def test_a_foreign_checkpoint_is_refused_and_both_are_named(tmp_path: Path, key: str) -> None:
+    Training(steps=1).save(tmp_path, step=10)
+    with pytest.raises(UserError) as error:
+        Training().load(tmp_path, OURS._replace(**{key: "uniform_vit_nano_patch8_32"}))
+    assert getattr(OURS, key)[:40] in str(error.value)
+    assert "uniform_vit_nano_patch8_32" in str(error.value)
+
+
+def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    for step in (10, 20, 30):
+        training.save(tmp_path, step)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]

@@ -1,0 +1,82 @@
+"""A run's folder has one user at a time, and its files say how it ended."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Suite, Trial
+from pipeline.errors import UserError
+from pipeline.sweep.plan import plan_experiments
+from pipeline.train.run import DONE, FAILED, Job, Run, holding, logging_to, train_job
+
+
+@pytest.fixture
+def trial(tiny_suite: Suite) -> Trial:
+    return next(trial for trial in plan_experiments(tiny_suite) if trial.name == "uniform-4")
+
+
+def job_of(trial: Trial, run_dir: Path, shards: Path) -> Job:
+    run_dir.mkdir(exist_ok=True)
+    return Job(trial, run_dir, shards, 10, 1, 1, 0.0, 0, 0, {"commit": None})
+
+
+def train(job: Job, **options: Any) -> None:
+    train_job(job, rank=0, world_size=1, device="cpu", wrap=lambda model: model, **{"report": print, **options})
+
+
+def test_a_job_survives_the_journey_as_json(trial: Trial, tmp_path: Path) -> None:
+    job = job_of(trial, tmp_path, tmp_path / "shards")
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_a_finished_run_says_so_and_keeps_no_checkpoint(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    run = Run("tiny", "train", trial, "f" * 16, "cluttered-digits", "0" * 64, tmp_path)
+    assert run.done() is None
+    train(job_of(trial, tmp_path, tiny_shards))
+    done = run.done()
+    assert done is not None
+    assert {"status", "metrics", "num_steps", "num_samples", "world_size", "wall_s", "provenance"} == done.keys()
+    assert done["num_samples"] == 800
+    assert done["provenance"]["hardware"]["cores"] >= 1
+    assert {path.name for path in tmp_path.iterdir()} == {DONE, "model.safetensors", "journal.jsonl", "log.txt"}
+
+
+def test_what_the_user_caused_is_written_down_and_not_raised(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    half = trial.model_copy(update={"train": trial.train.model_copy(update={"precision": "bf16"})})
+    train(job_of(half, tmp_path, tiny_shards))
+    assert "needs a GPU" in json.loads((tmp_path / FAILED).read_text())["error"]
+    assert not (tmp_path / DONE).exists()
+
+
+def test_a_crash_is_written_down_and_raised(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    def crash(metrics: dict) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        train(job_of(trial, tmp_path, tiny_shards), report=crash)
+    assert "No space left" in json.loads((tmp_path / FAILED).read_text())["error"]
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
+    with holding(tmp_path), pytest.raises(UserError, match="another process"), holding(tmp_path, wait_s=0):
+        pass
+    with holding(tmp_path, wait_s=0):
+        pass
+
+
+def test_the_log_has_our_lines_and_everybodys_warnings(tmp_path: Path) -> None:
+    with logging_to(tmp_path / "log.txt"):
+        logging.getLogger("pipeline.train").info("ours")
+        logging.getLogger("other").info("chatter")
+        warnings.warn("beware", stacklevel=1)
+    logging.getLogger("pipeline.train").info("too late")
+    text = (tmp_path / "log.txt").read_text()
+    assert "ours" in text
+    assert "beware" in text
+    assert "chatter" not in text
+    assert "too late" not in text
