@@ -5,10 +5,12 @@ Machine choices (`placement`, `tracking`) may default.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -18,6 +20,19 @@ from pipeline.errors import ConfigError, UserError, problem, unknown_name
 
 SUITES_DIR = Path("suites")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def one_of(names: Iterable[str]) -> AfterValidator:
+    """A string that must be one of the registry's names."""
+    known = sorted(names)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise PydanticCustomError("unknown_name", "unknown", {"known": known})
+        return value
+
+    return AfterValidator(check)
 
 
 class Strict(BaseModel):
@@ -33,8 +48,8 @@ class ShardsConfig(Strict):
 class ModelConfig(Strict):
     """The backbone: everything after the tokens."""
 
-    backbone: str
-    variant: str
+    backbone: Annotated[str, one_of(registry.BACKBONES)]
+    variant: Annotated[str, one_of(registry.VARIANTS)]
     img_size: int = Field(ge=1)  # pixels, square
     patch_size: int = Field(ge=1)  # pixels on the side of every token's patch, whatever its region's size
     in_chans: int = Field(ge=1)
@@ -43,14 +58,14 @@ class ModelConfig(Strict):
 class TokenizerConfig(Strict):
     """How an image is cut into tokens; `dart.tokenizer` explains each key."""
 
-    name: str
+    name: Annotated[str, one_of(registry.TOKENIZERS)]
     token_budget: int = Field(ge=1)  # patch tokens per image, class token excluded
     num_rows: Annotated[int, Field(ge=1)] | None
-    scorer: str
+    scorer: Annotated[str, one_of(registry.SCORERS)]
     score_floor: Annotated[float, Field(gt=0, le=1)]
     score_blur: int = Field(ge=0)
-    sampling: str
-    pos_embed: str
+    sampling: Annotated[str, one_of(registry.SAMPLINGS)]
+    pos_embed: Annotated[str, one_of(registry.POS_EMBEDS)]
 
 
 class TrainConfig(Strict):
@@ -97,13 +112,13 @@ class ExperimentConfig(Overrides):
     `agrees_with` names the experiment that must give the same result.
     """
 
-    seeds: list[int] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     num_workers: Annotated[int, Field(ge=1)] | None = None
     agrees_with: str | None = None
 
 
 class SweepConfig(Strict):
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]]  # dotted key -> values
 
 
@@ -126,7 +141,7 @@ class Suite(Strict):
     model: ModelConfig
     tokenizer: TokenizerConfig
     train: TrainConfig
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     experiments: Annotated[dict[str, ExperimentConfig], Field(min_length=1)]
     sweep: SweepConfig | None
     evaluate: EvaluateConfig
@@ -229,17 +244,9 @@ def load_suite(name: str, path: Path | None = None) -> Suite:
 
 
 def check_trial(trial: Trial, where: str) -> list[str]:
-    """Problems of a resolved trial that no single key shows: names, budgets, divisibility."""
+    """Problems of a resolved trial that no single key shows: budgets, divisibility."""
     model, tokenizer, train = trial.model, trial.tokenizer, trial.train
-    named = [
-        ("model.backbone", model.backbone, registry.BACKBONES),
-        ("model.variant", model.variant, registry.VARIANTS),
-        ("tokenizer.name", tokenizer.name, registry.TOKENIZERS),
-        ("tokenizer.scorer", tokenizer.scorer, registry.SCORERS),
-        ("tokenizer.sampling", tokenizer.sampling, registry.SAMPLINGS),
-        ("tokenizer.pos_embed", tokenizer.pos_embed, registry.POS_EMBEDS),
-    ]
-    problems = [unknown_name(where + key, value, known) for key, value, known in named if value not in known]
+    problems: list[str] = []
     pixels = model.img_size**2
     if tokenizer.token_budget > pixels:
         rule = f"more tokens than the {model.img_size} x {model.img_size} = {pixels} pixels of an image"
@@ -304,6 +311,8 @@ def _problem_line(schema: type[BaseModel], prefix: str, error: Any) -> str:
     where = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
     if error["type"] == "missing":
         return f"{where}: missing; science has no hidden defaults, write it down"
+    if error["type"] == "unknown_name":
+        return unknown_name(where, error["input"], error["ctx"]["known"])
     if error["type"] == "extra_forbidden":
         return unknown_name(where, error["loc"][-1], _keys_at(schema, error["loc"][:-1]))
     return problem(where, error["input"], error["msg"][0].lower() + error["msg"][1:])

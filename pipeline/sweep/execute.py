@@ -127,7 +127,7 @@ def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path) -> Non
 
 
 @contextlib.contextmanager
-def only_copy(folder: Path) -> Iterator[None]:
+def only_copy(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Refuse to train a suite twice at the same time; an interrupted copy is given some seconds to end.
 
     Raises:
@@ -140,7 +140,7 @@ def only_copy(folder: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for process {_owner(owner)} to end its work on {folder}", flush=True)
-            lock.acquire(timeout=LOCK_WAIT_S)
+            lock.acquire(timeout=wait_s)
     except Timeout:
         rule = f"process {_owner(owner)} is training this suite"
         raise UserError(problem("runs", str(folder), rule, "wait for it to end, or interrupt it")) from None
@@ -168,7 +168,7 @@ def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> No
             problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
         side = trial.model.img_size
         if manifest.image_size not in (None, (side, side)):
-            rule = f"the images have {manifest.image_size} pixels"
+            rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
             problems[problem("model.img_size", side, rule, "make them equal")] = None
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", problems)

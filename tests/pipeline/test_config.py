@@ -40,7 +40,10 @@ def problems(folder: Path, changes: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"dataset/name": "cluttered-digit"}, "dataset.name = 'cluttered-digit': unknown; did you mean 'cluttered-digits'?"),
+        (
+            {"dataset/name": "cluttered-digit"},
+            "dataset.name = 'cluttered-digit': unknown; did you mean 'cluttered-digits'?",
+        ),
         ({"tokenizer/scorer": "cnov"}, "tokenizer.scorer = 'cnov': unknown; did you mean 'conv'?"),
         ({"model/variant": "mikro"}, "model.variant = 'mikro': unknown; did you mean 'micro'?"),
         ({"model/backbone": "vitt"}, "model.backbone = 'vitt': unknown; did you mean 'vit'?"),
@@ -54,13 +57,19 @@ def problems(folder: Path, changes: dict) -> list[str]:
             {"sweep/grid/tokenizer.token_budget": [36, 9217]},
             "sweep.grid: tokenizer.token_budget = 9217: more tokens than the 96 x 96 = 9216 pixels of an image; at most 9216",
         ),
-        ({"sweep/grid": {"tokenizer.budget": [3]}}, "sweep.grid = 'tokenizer.budget': unknown; did you mean 'tokenizer."),
+        (
+            {"sweep/grid": {"tokenizer.budget": [3]}},
+            "sweep.grid = 'tokenizer.budget': unknown; did you mean 'tokenizer.",
+        ),
         ({"tokenizer/num_rows": 37}, "tokenizer.num_rows = 37: more rows than token_budget (36)"),
         (
-            {"experiments/odd": {"num_workers": 3}},
-            "experiments.odd.train.global_batch_size = {batch}: not a multiple of world_size (3); try ",
+            {"experiments/odd": {"num_workers": 5}},
+            "experiments.odd.train.global_batch_size = {batch}: not a multiple of world_size (5); try ",
         ),
-        ({"experiments/twin": {"agrees_with": "dart-35"}}, "experiments.twin.agrees_with = 'dart-35': unknown; did you mean"),
+        (
+            {"experiments/twin": {"agrees_with": "dart-35"}},
+            "experiments.twin.agrees_with = 'dart-35': unknown; did you mean",
+        ),
         (
             {"experiments/twin": {"agrees_with": "dart-16", "seeds": [5]}},
             "experiments.twin.agrees_with = 'dart-16': has no run of seed 5; give both the same seeds",
@@ -73,8 +82,14 @@ def test_every_mistake_has_its_sentence(tmp_path, changes, sentence):
 
 
 def test_all_problems_at_once(tmp_path):
-    found = problems(tmp_path, {"train/lr": None, "tokenizer/token_budget": 0, "dataset/name": "mnist"})
-    assert len(found) == 3
+    changes = {
+        "train/lr": None,
+        "tokenizer/token_budget": 0,
+        "dataset/name": "mnist",
+        "model/variant": "mikro",
+        "seeds": [],
+    }
+    assert len(problems(tmp_path, changes)) == len(changes)
 
 
 def test_no_such_suite_and_broken_yaml(tmp_path):

@@ -1,0 +1,82 @@
+"""The body of `train` and `sweep`: one copy at a time, on the right data, and results whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Suite
+from pipeline.data.index import load_manifest
+from pipeline.errors import UserError
+from pipeline.files import write_json_atomic
+from pipeline.sweep.execute import RESULT_FILES, Paths, only_copy, plan_runs, publish
+from pipeline.sweep.plan import plan_experiments, plan_sweep
+from pipeline.train.run import DONE, Run
+
+
+@pytest.fixture
+def paths(tiny_shards: Path, tmp_path: Path) -> Paths:
+    return Paths(tiny_shards, tmp_path / "runs", tmp_path / "results/train", ())
+
+
+@pytest.fixture
+def runs(tiny_suite: Suite, paths: Paths) -> list[Run]:
+    return plan_runs("train", tiny_suite, plan_experiments(tiny_suite), load_manifest(paths.shards), paths)
+
+
+def finish(run: Run) -> None:
+    run.prepare()
+    for name in RESULT_FILES:
+        (run.dir / name).write_text(run.fingerprint)
+    write_json_atomic(run.dir / DONE, {"status": "done", "metrics": {"val_top1": 0.5}})
+
+
+def test_equal_trials_of_both_stages_share_one_run(tiny_suite: Suite, runs: list[Run], paths: Paths) -> None:
+    swept = plan_runs("sweep", tiny_suite, plan_sweep(tiny_suite), load_manifest(paths.shards), paths)
+    shared = {run.dir for run in runs} & {run.dir for run in swept}
+    assert len({run.dir for run in runs}) == len(runs)
+    assert len(shared) == 2  # uniform and dart at 4 tokens, seed 0
+
+
+def test_results_are_in_plan_order_with_weights_and_journals(tiny_suite: Suite, runs: list[Run], paths: Paths) -> None:
+    for run in reversed(runs):
+        finish(run)
+    publish("train", tiny_suite, runs, paths.results)
+    table = json.loads((paths.results / "runs.json").read_text())
+    assert (table["suite"], table["stage"]) == ("tiny", "train")
+    assert [run["fingerprint"] for run in table["runs"]] == [run.fingerprint for run in runs]
+    assert all(run["status"] == "done" for run in table["runs"])
+    for run in runs:
+        assert {f.name for f in (paths.results / run.fingerprint).iterdir()} == set(RESULT_FILES)
+
+
+def test_results_that_cannot_be_completed_leave_the_old_ones(tiny_suite: Suite, runs: list[Run], paths: Paths) -> None:
+    for run in runs:
+        finish(run)
+    publish("train", tiny_suite, runs[:1], paths.results)
+    (runs[-1].dir / RESULT_FILES[0]).unlink()
+    with pytest.raises(FileNotFoundError):
+        publish("train", tiny_suite, runs, paths.results)
+    assert len(json.loads((paths.results / "runs.json").read_text())["runs"]) == 1
+
+
+def test_a_second_copy_waits_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        only_copy(tmp_path),
+        pytest.raises(UserError, match=r"process \d+ is training this suite; wait"),
+        only_copy(tmp_path, wait_s=0.1),
+    ):
+        pass
+    assert "waiting for process" in capsys.readouterr().out
+    with only_copy(tmp_path, wait_s=0):
+        pass
+
+
+def test_shards_of_another_size_are_refused(tiny_suite: Suite, paths: Paths) -> None:
+    manifest = load_manifest(paths.shards)
+    trial = plan_experiments(tiny_suite)[0]
+    wrong = trial.model_copy(update={"model": trial.model.model_copy(update={"img_size": 64, "in_chans": 3})})
+    with pytest.raises(UserError) as error:
+        plan_runs("train", tiny_suite, [wrong, wrong], manifest, paths)
+    assert "model.in_chans = 3: the images have 1 channels; use 1" in str(error.value)
+    assert "model.img_size = 64: the images have 32 x 32 pixels" in str(error.value)
