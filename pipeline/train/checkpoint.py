@@ -86,9 +86,9 @@ def load_checkpoint(
     return Position(0, 0.0, {})
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """The model's state dict as one safetensors file, written atomically."""
-    write_bytes_atomic(path, save(_contiguous(model.state_dict())))
+def save_weights(path: Path, model: nn.Module, model_name: str) -> None:
+    """The model's state dict as one safetensors file that knows whose it is, written atomically."""
+    write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata={"model_name": model_name}))
 
 
 def _load(folder: Path, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
@@ -133,7 +133,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `_optimizer_tensors`; AdamW's step counters stay on the CPU, as it keeps them."""
+    """Inverse of `_optimizer_tensors`; everything lies with its parameter, where fused AdamW keeps it."""
     parameters = {
         name: parameter
         for group in optimizer.param_groups
@@ -142,7 +142,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for full_name, value in tensors.items():
         key, name = full_name.split("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

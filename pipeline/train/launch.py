@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ NOT_SHIPPED = [
     "mlartifacts",
     "mlflow.db",
 ]
+ANSWER_S = 5.0
 OBJECT_STORE_BYTES = 200 * 2**20  # nothing large passes through it
 
 
@@ -53,9 +55,10 @@ def ray_session(placement: Placement, *, num_cpus: int | None = None, dashboard:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = placement.ray_address or "local"  # not None: that might adopt a stray cluster
+    check_address(address)
     import ray
 
-    address = placement.ray_address or "local"  # not None: that might adopt a stray cluster
     options: dict[str, Any] = {"runtime_env": {"working_dir": ".", "excludes": NOT_SHIPPED}}
     if address == "local":
         options = {
@@ -67,12 +70,27 @@ def ray_session(placement: Placement, *, num_cpus: int | None = None, dashboard:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        rule = f"no Ray runtime there ({str(error).strip().splitlines()[0]})"
-        raise UserError(problem("placement.ray_address", address, rule, "null = a private one")) from error
+        raise _no_runtime(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "local", "auto": for Ray to find
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise _no_runtime(address, error) from None
+
+
+def _no_runtime(address: str, error: Exception) -> UserError:
+    rule = f"no Ray runtime there ({str(error).strip().splitlines()[0]})"
+    return UserError(problem("placement.ray_address", address, rule, "start it, or null = a private one"))
 
 
 def carry_out(job: Job, report: Callable[[dict[str, Any]], None], callbacks: Callable[[], list[Any]]) -> None:

@@ -136,7 +136,7 @@ class _Fitting:
             position = self.position
             report({"epoch": epoch + 1, "step": position.step, "train_s": position.train_s, **position.metrics})
         if self.journal:
-            save_weights(setup.run_dir / WEIGHTS, self.model)
+            save_weights(setup.run_dir / WEIGHTS, self.model, self.identity.model_name)
             self.journal.artifact(WEIGHTS)
         num_samples = setup.num_steps * setup.trial.train.global_batch_size
         return FitResult(self.position.metrics, setup.num_steps, num_samples, self.position.train_s)
