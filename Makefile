@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check format bench ui lock clean
+.PHONY: help repro readme test check format bench ui lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ repro: $(VENV)/ready .dvc/config ## raw data to comparison tables (about ten min
 	@$(BIN)/python -m stages.preflight
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m stages.report --where
+
+readme: $(VENV)/ready ## show the last report's tables and pictures in README.md
+	@$(BIN)/python -m stages.report --readme
 
 test: $(VENV)/ready ## every test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -53,7 +56,7 @@ $(VENV)/uv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"python = {v[0]}.{v[1]}: needs 3.11 or 3.12; run make PYTHON=/path/to/python3.11")'
 	@mkdir -p $(VENV)
 	@if command -v uv >/dev/null; then ln -sf "$$(command -v uv)" $@; else \
-	  echo "installing uv"; $(PYTHON) -m venv $(VENV).boot && $(VENV).boot/bin/pip install --quiet uv \
+	  echo "installing uv"; $(PYTHON) -m venv $(VENV).boot && $(VENV).boot/bin/pip install --quiet --disable-pip-version-check uv \
 	  && ln -sf ../$(VENV).boot/bin/uv $@; fi
 
 $(VENV)/ready: requirements.lock pyproject.toml | $(VENV)/uv

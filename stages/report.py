@@ -7,13 +7,17 @@ from pipeline.cli import run_stage
 from pipeline.errors import UserError
 
 REPORT = Path("report")
+README = Path("README.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
-    parser.add_argument("--where", action="store_true", help="print the tables that are there and where they are")
-    if parser.parse_args().where:
-        where()
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--where", action="store_true", help="print the tables that are there and where they are")
+    what.add_argument("--readme", action="store_true", help="show the last report in README.md")
+    args = parser.parse_args()
+    if args.where or args.readme:
+        where() if args.where else readme()
         return
 
     from pipeline.config import load_params
@@ -40,6 +44,26 @@ def where() -> None:
         comparison = path.read_text().split("\n## ")[0].strip()
         print(f"{comparison}\n\ntable    {path}\n")
     print(f"page     {REPORT / 'index.html'}")
+
+
+def readme() -> None:
+    """Put the summaries and pictures of the last report's active suites into README.md and docs/figures/."""
+    from pipeline.config import load_params
+    from pipeline.files import write_bytes_atomic, write_text_atomic
+    from pipeline.report.readme import PICTURES, SUMMARY, insert, picture_path
+
+    active = load_params().suites
+    suites = [suite for suite in active if (REPORT / suite / SUMMARY).is_file()]
+    if not suites:
+        raise UserError(f"{REPORT}: no report of {', '.join(active)} yet; run: make repro")
+    summaries = {suite: (REPORT / suite / SUMMARY).read_text() for suite in suites}
+    text = insert(README.read_text() if README.is_file() else "", summaries)
+    pictures = [(suite, path) for suite in suites for path in (REPORT / suite / "figures").glob("*.png")]
+    for suite, path in pictures:
+        if path.name in PICTURES:
+            write_bytes_atomic(Path(picture_path(suite, path.name)), path.read_bytes())
+    write_text_atomic(README, text)
+    print(f"{README} shows {', '.join(suites)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -13,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from dart import draw
 from pipeline.report.records import Records, Run, by_name
-from pipeline.report.tables import COMPLETE, Row, comparison, pareto_front, sweep
+from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 
 # Okabe and Ito's palette, in an order that keeps neighbours apart with any colour vision; and a second cue.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,15 +22,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
 FONT_SIZE = 10
-
-
-class Point(NamedTuple):
-    """A row that has a place in the figure: at least one complete run and a counted cost."""
-
-    row: Row
-    gflops: float
-    top1: float  # percent
-    error: float | None  # standard deviation, percentage points
 
 
 class Pictures(NamedTuple):
@@ -65,13 +57,13 @@ def save(figure: Figure, path: Path) -> Path:
     return path.with_suffix(".png")
 
 
-def accuracy_against_gflops(rows: Sequence[Row], trials: Sequence[Row]) -> Figure | None:
+def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame) -> Figure | None:
     """Test top-1 against cost: the sweep with its Pareto front, the experiments with error bars."""
-    finals, points = _points(rows), _points(trials)
-    if not finals and not points:
+    finals, points = _located(experiments), _located(trials)
+    if finals.empty and points.empty:
         return None
     figure, ax = _axes("multiply-accumulates per image (GFLOPs), log scale", "test top-1 (%)")
-    style = _styles([row.tokenizer for row in (*rows, *trials)])
+    style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
     ax.set_xscale("log")
     _draw_sweep(ax, points, style)
     _draw_finals(ax, finals, style)
@@ -159,50 +151,37 @@ def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(distinct)}
 
 
-def _points(rows: Sequence[Row]) -> list[Point]:
-    return [
-        Point(row, row.gflops, 100 * row.top1_mean, None if row.top1_std is None else 100 * row.top1_std)
-        for row in rows
-        if row.top1_mean is not None and row.gflops
-    ]
+def _located(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a place in the figure, with `top1` and its deviation `error` in percent."""
+    known = table[table["top1_mean"].notna() & (table["gflops"] > 0)]
+    return known.assign(top1=100 * known["top1_mean"], error=100 * known["top1_std"])
 
 
-def _draw_sweep(ax: Axes, points: Sequence[Point], style: dict[str, tuple[str, str]]) -> None:
-    front = _points(pareto_front([point.row for point in points]))
+def _draw_sweep(ax: Axes, points: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
+    front = points[points["pareto"]].sort_values("gflops")
     if len(front) > 1:
-        x, y = [point.gflops for point in front], [point.top1 for point in front]
-        ax.plot(x, y, color="#777777", linewidth=1.2, linestyle="--", zorder=1, label="Pareto front of the sweep")
-    for tokenizer in dict.fromkeys(point.row.tokenizer for point in points):
-        color, marker = style[tokenizer]
-        mine = [point for point in points if point.row.tokenizer == tokenizer]
-        x, y = [point.gflops for point in mine], [point.top1 for point in mine]
-        label = f"{tokenizer}, sweep"
-        ax.scatter(x, y, s=22, facecolors="white", edgecolors=color, marker=marker, linewidths=1.1, label=label)
+        line: dict[str, Any] = {"color": "#777777", "linewidth": 1.2, "linestyle": "--", "zorder": 1}
+        ax.plot(front["gflops"], front["top1"], **line, label="Pareto front of the sweep")
+    for tokenizer, mine in points.groupby("tokenizer", sort=False):
+        color, marker = style[str(tokenizer)]
+        look: dict[str, Any] = {"s": 22, "facecolors": "white", "edgecolors": color, "marker": marker}
+        ax.scatter(mine["gflops"], mine["top1"], **look, linewidths=1.1, label=f"{tokenizer}, sweep")
 
 
-def _draw_finals(ax: Axes, finals: Sequence[Point], style: dict[str, tuple[str, str]]) -> None:
-    for tokenizer in dict.fromkeys(point.row.tokenizer for point in finals):
-        color, marker = style[tokenizer]
-        look: dict[str, Any] = {
-            "color": color,
-            "marker": marker,
-            "markersize": 8,
-            "linestyle": "",
-            "capsize": 4,
-            "zorder": 3,
-        }
-        for point in finals:
-            if point.row.tokenizer == tokenizer:
-                ax.errorbar(point.gflops, point.top1, point.error, **look)
-        ax.plot([], [], color=color, marker=marker, markersize=8, linestyle="", label=f"{tokenizer}, mean ± std")
+def _draw_finals(ax: Axes, finals: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
+    for tokenizer, mine in finals.groupby("tokenizer", sort=False):
+        color, marker = style[str(tokenizer)]
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 8, "linestyle": ""}
+        ax.errorbar(mine["gflops"], mine["top1"], mine["error"], **look, capsize=4, zorder=3)
+        ax.plot([], [], **look, label=f"{tokenizer}, mean ± std")
 
 
-def _labels(finals: Sequence[Point]) -> dict[tuple[float, float], list[str]]:
+def _labels(finals: pd.DataFrame) -> dict[tuple[float, float], list[str]]:
     """{place: names}: experiments that fall on one point share one label."""
     labels: dict[tuple[float, float], list[str]] = {}
-    for point in finals:
-        name = point.row.experiment + ("" if point.row.status == COMPLETE else " (incomplete)")
-        labels.setdefault((point.gflops, round(point.top1, 1)), []).append(name)
+    for row in rows(finals):
+        name = row.experiment + ("" if row.status == COMPLETE else " (incomplete)")
+        labels.setdefault((row.gflops, round(row.top1, 1)), []).append(name)
     return labels
 
 

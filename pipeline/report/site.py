@@ -4,19 +4,20 @@ The page is a single file: figures are embedded, nothing is loaded from anywhere
 """
 
 import base64
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from pipeline.report import formats
+from pipeline.report.agreement import agreements, sentence
 from pipeline.report.figures import write_figures
+from pipeline.report.readme import PICTURES, SUMMARY
 from pipeline.report.records import Records, Run, by_name
-from pipeline.report.tables import COMPLETE, Row, agreements, comparison, pareto_front, sweep
+from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 
 # title and description (for those who cannot see it) of each figure
 FIGURES = {
@@ -55,37 +56,38 @@ def write_report(suites: Sequence[Records], folder: Path) -> None:
 
 
 def write_suite(records: Records, folder: Path) -> None:
-    """One suite's tables and figures."""
-    rows, trials = comparison(records), sweep(records)
-    write_text_atomic(folder / "table.csv", formats.to_csv(rows))
+    """One suite's tables and figures, and what the README shows of them."""
+    table = comparison(records)
+    write_text_atomic(folder / "table.csv", formats.to_csv(table))
     write_text_atomic(folder / "table.md", formats.to_markdown(records))
     write_text_atomic(folder / "table.tex", formats.to_latex(records))
-    write_json_atomic(folder / "metrics.json", formats.to_metrics(rows))
-    write_text_atomic(folder / "sweep.csv", formats.to_csv(trials, pareto_front(trials)))
-    write_figures(records, folder / "figures")
+    write_json_atomic(folder / "metrics.json", formats.to_metrics(table))
+    write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
+    drawn = write_figures(records, folder / "figures")
+    pictures = {f"figures/{path.name}": FIGURES[path.stem][1] for path in drawn if path.name in PICTURES}
+    write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
 
 
 def accuracy_points(suites: Iterable[Records]) -> str:
     """CSV of every located point, experiments and sweep, for `dvc plots`."""
-    lines: list[list[Any]] = [["series", "experiment", "gflops", "top1"]]
-    for records in suites:
-        for kind, rows in (("", comparison(records)), (" (sweep)", sweep(records))):
-            for row in rows:
-                if row.top1_mean is not None and row.gflops is not None:
-                    series = f"{records.suite} {row.tokenizer}{kind}"
-                    lines.append([series, row.experiment, f"{row.gflops:.6f}", f"{row.top1_mean:.4f}"])
-    return _csv(lines)
+    tables = [
+        table.assign(series=f"{records.suite} " + table["tokenizer"] + kind)
+        for records in suites
+        for kind, table in (("", comparison(records)), (" (sweep)", sweep(records)))
+    ]
+    points = pd.concat(tables).dropna(subset=["top1_mean", "gflops"]).rename(columns={"top1_mean": "top1"})
+    return formats.to_csv(points[["series", "experiment", "gflops", "top1"]])
 
 
 def curve_points(suites: Iterable[Records]) -> str:
     """CSV of the validation accuracy of every experiment's every run, for `dvc plots`."""
-    lines: list[list[Any]] = [["series", "seed", "samples", "val_top1"]]
-    for records in suites:
-        for run in records.runs:
-            batch = run.science["train"]["global_batch_size"]
-            for step, value in run.curves.get("val_top1", {}).items():
-                lines.append([f"{records.suite} {run.name}", run.seed, step * batch, f"{value:.4f}"])
-    return _csv(lines)
+    points = [
+        (f"{records.suite} {run.name}", run.seed, step * run.science["train"]["global_batch_size"], value)
+        for records in suites
+        for run in records.runs
+        for step, value in run.curves.get("val_top1", {}).items()
+    ]
+    return formats.to_csv(pd.DataFrame(points, columns=["series", "seed", "samples", "val_top1"]))
 
 
 def build_page(suites: Sequence[Records], folder: Path) -> str:
@@ -103,31 +105,30 @@ def build_page(suites: Sequence[Records], folder: Path) -> str:
 
 def _section(records: Records, figures: Path) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
-    rows, trials = comparison(records), sweep(records)
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
         "sizes": ", ".join(f"{number} {split}" for split, number in sizes.items()),
-        "titles": [(title, title in formats.NUMERIC) for title, _ in formats.COLUMNS],
-        "rows": _table(rows, records.runs),
-        "trials": _table(trials, records.trials, pareto_front(trials)),
-        "agreements": [formats.agreement_sentence(pair) for pair in agreements(records)],
+        "titles": [(title, title in formats.NUMERIC) for title in formats.CELLS],
+        "rows": _table(comparison(records), records.runs),
+        "trials": _table(sweep(records), records.trials),
+        "agreements": [sentence(pair) for pair in agreements(records)],
         "notes": formats.notes(records),
         "figures": [_figure(figures, name) for name in FIGURES if (figures / f"{name}.png").is_file()],
     }
 
 
-def _table(rows: Sequence[Row], runs: Iterable[Run], front: Sequence[Row] = ()) -> list[dict[str, Any]]:
-    groups = by_name(runs)
+def _table(table: pd.DataFrame, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    groups, readable = by_name(runs), formats.readable(table)
     return [
         {
-            "cells": [(cell(row), title in formats.NUMERIC) for title, cell in formats.COLUMNS],
+            "cells": [(text, title in formats.NUMERIC) for title, text in zip(readable, texts, strict=True)],
             "complete": row.status == COMPLETE,
-            "front": row in front,
+            "front": getattr(row, "pareto", False),
             "runs": [_run(run) for run in groups[row.experiment]],
         }
-        for row in rows
+        for row, texts in zip(rows(table), rows(readable), strict=True)
     ]
 
 
@@ -156,9 +157,3 @@ def _figure(folder: Path, name: str) -> dict[str, str]:
         "description": description,
         "source": f"data:{MIME[kind]};base64,{content}",
     }
-
-
-def _csv(lines: Iterable[Sequence[Any]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()

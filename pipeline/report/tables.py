@@ -1,166 +1,130 @@
-"""Records -> rows: one per experiment, the sweep with its Pareto front, and who agrees with whom.
+"""Records -> tables, as pandas frames: one row per run, one per experiment, one per point of the sweep.
 
 A pure function of the records, in the order of the plan. Only complete runs are averaged; the others are
 named in the row's status. Accuracies are fractions of the test split, deviations those of a sample (n - 1).
+A missing value is an unknown, never a zero.
 """
 
-import json
-import math
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-from pipeline.report.records import Records, Run, by_name
+import numpy as np
+import pandas as pd
+
+from pipeline.report.records import Cost, Records, Run
 
 COMPLETE = "complete"
 
-
-@dataclass(frozen=True)
-class Row:
-    """One model of the table; the fields are the columns of table.csv. None is an unknown, never a zero."""
-
-    model: str
-    tokenizer: str
-    token_budget: int
-    top1_mean: float | None
-    top1_std: float | None
-    num_seeds: int  # runs behind the mean
-    params: int | None
-    gflops: float | None  # 1e9 multiply-accumulates of one image, as the paper counts
-    images_per_s: float | None
-    experiment: str
-    backbone: str
-    variant: str
-    img_size: int
-    top5_mean: float | None
-    top5_std: float | None
-    val_top1_mean: float | None
-    images_per_s_q25: float | None
-    images_per_s_q75: float | None
-    num_samples_trained: str
-    world_size: str
-    status: str  # "complete", or which seeds are missing from the mean and why
-    run_ids: str
-    commit: str
-    data_sha256: str
+# One row per run. Int64 is the type of whole numbers of which some are missing.
+RUN_TYPES = {
+    **dict.fromkeys(("experiment", "model", "backbone", "variant", "tokenizer"), "str"),
+    **dict.fromkeys(("status", "fingerprint", "commit", "data_sha256", "architecture"), "str"),
+    **dict.fromkeys(("seed", "img_size", "token_budget"), "int64"),
+    **dict.fromkeys(("top1", "top5", "val_top1"), "float64"),
+    **dict.fromkeys(("num_samples", "world_size"), "Int64"),
+}
+COST_TYPES = {"params": "Int64"} | dict.fromkeys(Cost._fields[1:], "float64")
+COSTS = ["params", "gflops", *Cost._fields[2:]]  # gflops: 1e9 multiply-accumulates of one image, as the paper counts
+FACTS = ["model", "backbone", "variant", "img_size", "tokenizer", "token_budget", "data_sha256", *COSTS]
+# One row per experiment: the columns of table.csv.
+COLUMNS = [
+    *("model", "tokenizer", "token_budget", "top1_mean", "top1_std", "num_seeds", "params", "gflops", "images_per_s"),
+    *("experiment", "backbone", "variant", "img_size", "top5_mean", "top5_std", "val_top1_mean"),
+    *("images_per_s_q25", "images_per_s_q75", "num_samples_trained", "world_size"),
+    *("status", "run_ids", "commit", "data_sha256"),
+]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Two runs of the same science on different numbers of workers, and how far apart they ended."""
-
-    experiment: str
-    twin: str
-    seed: int
-    world_sizes: tuple[int | None, int | None]
-    status: str
-    num_steps: int  # steps at which both journals have a training loss
-    max_loss_diff: float | None
-    top1_diff: float | None
-    num_predictions: int  # test samples that both predicted
-    num_changed: int  # of these, predicted differently
+def comparison(records: Records) -> pd.DataFrame:
+    """One row per experiment, with `COLUMNS`."""
+    return _aggregate(tidy(records, records.runs))
 
 
-def comparison(records: Records) -> list[Row]:
-    """One row per experiment."""
-    return _rows(records, records.runs)
+def sweep(records: Records) -> pd.DataFrame:
+    """One row per point of the sweep, over its seeds; the last column, `pareto`, says whether it is on the front."""
+    table = _aggregate(tidy(records, records.trials))
+    return table.assign(pareto=pareto_front(table))
 
 
-def sweep(records: Records) -> list[Row]:
-    """One row per point of the sweep, over its seeds."""
-    return _rows(records, records.trials)
+def tidy(records: Records, runs: Iterable[Run]) -> pd.DataFrame:
+    """One row per run, with `RUN_TYPES` and `COSTS`."""
+    frame = pd.DataFrame([_facts(run) for run in runs], columns=list(RUN_TYPES)).astype(RUN_TYPES)
+    costs = pd.DataFrame(list(records.costs.values()), index=list(records.costs), columns=list(Cost._fields))
+    costs = costs.astype(COST_TYPES).assign(gflops=lambda frame: frame["macs"] / 1e9)
+    return frame.replace([np.inf, -np.inf], np.nan).join(costs[COSTS], on="architecture")
 
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other one beats in accuracy at equal or lower cost, cheapest first."""
-    known = [row for row in rows if row.top1_mean is not None and row.gflops is not None]
-    front: list[Row] = []
-    for row in sorted(known, key=lambda r: (r.gflops or 0, -(r.top1_mean or 0))):
-        if not front or (row.top1_mean or 0) > (front[-1].top1_mean or 0):
-            front.append(row)
-    return front
+def rows(table: pd.DataFrame) -> list[Any]:
+    """The rows of any of these tables, their values as attributes."""
+    return list(table.itertuples(index=False))
 
 
-def agreements(records: Records) -> list[Agreement]:
-    """Every run against the first one of the same science: only the pinned number of workers differs."""
-    first: dict[str, Run] = {}
-    pairs: list[tuple[Run, Run]] = []
-    for run in records.runs:
-        science = {key: value for key, value in run.science.items() if key != "num_workers"}
-        twin = first.setdefault(json.dumps(science, sort_keys=True), run)
-        if twin.fingerprint != run.fingerprint:
-            pairs.append((run, twin))
-    return [_agreement(records, run, twin) for run, twin in pairs]
+def pareto_front(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows no other one beats in accuracy at equal or lower cost."""
+    known = table.dropna(subset=["top1_mean", "gflops"])
+    top1 = known.sort_values(["gflops", "top1_mean"], ascending=[True, False], kind="stable")["top1_mean"]
+    best_of_cheaper = top1.cummax().shift(fill_value=-np.inf)
+    return (top1 > best_of_cheaper).reindex(table.index, fill_value=False)
 
 
-def _rows(records: Records, runs: Iterable[Run]) -> list[Row]:
-    return [_row(records, group) for group in by_name(runs).values()]
-
-
-def _row(records: Records, group: Sequence[Run]) -> Row:
-    complete = [run for run in group if not run.problem]
-    model, tokenizer = group[0].science["model"], group[0].science["tokenizer"]
-    cost = records.cost(group[0])
-    tests = [run.test or {} for run in complete]
-    return Row(
-        experiment=group[0].name,
-        model=group[0].model_name,
-        backbone=model["backbone"],
-        variant=model["variant"],
-        img_size=model["img_size"],
-        tokenizer=tokenizer["name"],
-        token_budget=tokenizer["token_budget"],
-        num_seeds=len(complete),
-        **_mean_std("top1", tests),
-        **_mean_std("top5", tests),
-        val_top1_mean=_mean_std("top1", [{"top1": r.metrics.get("val_top1")} for r in complete])["top1_mean"],
-        params=cost.params if cost else None,
-        gflops=cost.macs / 1e9 if cost else None,
-        images_per_s=cost.images_per_s if cost else None,
-        images_per_s_q25=cost.images_per_s_q25 if cost else None,
-        images_per_s_q75=cost.images_per_s_q75 if cost else None,
-        num_samples_trained=_distinct(run.num_samples for run in complete),
-        world_size=_distinct(run.world_size for run in complete),
-        status="; ".join(f"seed {run.seed}: {run.problem}" for run in group if run.problem) or COMPLETE,
-        run_ids=" ".join(run.fingerprint for run in group),
-        commit=_distinct(run.commit for run in group),
-        data_sha256=group[0].manifest_sha256,
-    )
-
-
-def _mean_std(metric: str, tests: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Mean, and standard deviation from two values on; None where a value is missing or not finite."""
-    values = [test.get(metric) for test in tests]
-    known = [float(v) for v in values if v is not None and math.isfinite(v)]
-    whole = len(known) == len(values)
+def _facts(run: Run) -> dict[str, Any]:
+    model, tokenizer, test = run.science["model"], run.science["tokenizer"], run.test or {}
     return {
-        f"{metric}_mean": statistics.fmean(known) if known and whole else None,
-        f"{metric}_std": statistics.stdev(known) if len(known) > 1 and whole else None,
+        "experiment": run.name,
+        "seed": run.seed,
+        "model": run.model_name,
+        **{key: model[key] for key in ("backbone", "variant", "img_size")},
+        "tokenizer": tokenizer["name"],
+        "token_budget": tokenizer["token_budget"],
+        "top1": test.get("top1"),
+        "top5": test.get("top5"),
+        "val_top1": run.metrics.get("val_top1"),
+        "num_samples": run.num_samples,
+        "world_size": run.world_size,
+        "status": run.problem or COMPLETE,
+        "fingerprint": run.fingerprint,
+        "commit": run.commit,
+        "data_sha256": run.manifest_sha256,
+        "architecture": run.architecture,
     }
 
 
-def _distinct(values: Iterable[Any]) -> str:
-    """The different values in order of appearance; one value where all are equal."""
-    return " ".join(dict.fromkeys(str(value) for value in values if value is not None))
-
-
-def _agreement(records: Records, run: Run, twin: Run) -> Agreement:
-    loss, twin_loss = (r.curves.get("train_loss", {}) for r in (run, twin))
-    steps = sorted(loss.keys() & twin_loss.keys())
-    said, twin_said = records.predictions(run), records.predictions(twin)
-    keys = said.keys() & twin_said.keys()
-    top1, twin_top1 = ((r.test or {}).get("top1") for r in (run, twin))
-    missing = [f"{r.name}: {r.problem}" for r in (run, twin) if r.problem]
-    return Agreement(
-        experiment=run.name,
-        twin=twin.name,
-        seed=run.seed,
-        world_sizes=(run.world_size, twin.world_size),
-        status="; ".join(missing) or COMPLETE,
-        num_steps=len(steps),
-        max_loss_diff=max((abs(loss[step] - twin_loss[step]) for step in steps), default=None),
-        top1_diff=top1 - twin_top1 if top1 is not None and twin_top1 is not None else None,
-        num_predictions=len(keys),
-        num_changed=sum(said[key] != twin_said[key] for key in keys),
+def _aggregate(runs: pd.DataFrame) -> pd.DataFrame:
+    """Means over the complete runs beside what is known of all, in order of appearance."""
+    broken = runs["status"] != COMPLETE
+    reason = ("seed " + runs["seed"].astype("str") + ": " + runs["status"]).where(broken)
+    every = runs.assign(reason=reason).groupby("experiment", sort=False)
+    texts = {"num_samples": "string", "world_size": "string"}
+    complete = runs[~broken].astype(texts).groupby("experiment", sort=False)
+    means = complete.agg(
+        top1_mean=("top1", _mean),
+        top1_std=("top1", _std),
+        top5_mean=("top5", _mean),
+        top5_std=("top5", _std),
+        val_top1_mean=("val_top1", _mean),
+        num_seeds=("seed", "size"),
+        num_samples_trained=("num_samples", _distinct),
+        world_size=("world_size", _distinct),
     )
+    traces = every.agg(
+        status=("reason", lambda reasons: "; ".join(reasons.dropna()) or COMPLETE),
+        run_ids=("fingerprint", " ".join),
+        commit=("commit", _distinct),
+    )
+    table = every[FACTS].first().join(means).join(traces).reset_index()
+    return table.assign(num_seeds=table["num_seeds"].fillna(0).astype("int64"))[COLUMNS]
+
+
+def _mean(values: "pd.Series[float]") -> float:
+    """Unknown where a value is."""
+    return values.mean(skipna=False)
+
+
+def _std(values: "pd.Series[float]") -> float:
+    """Of a sample; unknown where a value is, and of fewer than two."""
+    return values.std(skipna=False)
+
+
+def _distinct(values: "pd.Series[str]") -> str:
+    """The different values in order of appearance; one value where all are equal."""
+    return " ".join(values.dropna().unique())

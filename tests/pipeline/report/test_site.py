@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.report.figures import gallery_pair, learning_curves, write_figures
 from pipeline.report.site import write_report
 
-FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "figures"}
+FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "summary.md", "figures"}
 FIGURES = {"accuracy-vs-gflops", "learning-curves", "what-the-model-sees"}
 
 

@@ -3,22 +3,24 @@
 import csv
 import io
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.report import formats
 from pipeline.report.records import load_records
-from pipeline.report.tables import COMPLETE, agreements, comparison, pareto_front, sweep
+from pipeline.report.tables import COLUMNS, COMPLETE, comparison, rows, sweep, tidy
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "table.md"
 
 
 def row_of(records: Any, experiment: str) -> Any:
-    return next(row for row in comparison(records) if row.experiment == experiment)
+    return next(row for row in rows(comparison(records)) if row.experiment == experiment)
 
 
 def change_run(which: str, of_seed: int, **values: Any) -> Any:
@@ -34,26 +36,37 @@ def test_fixed_records_give_the_golden_table_byte_for_byte(lab: Any) -> None:
 
 
 def test_rows_are_in_the_order_of_the_plan_with_mean_and_sample_deviation(lab: Any) -> None:
-    rows = comparison(lab.load())
-    assert [row.experiment for row in rows] == ["uniform-36", "uniform-64", "dart-36", "dart-16", "dart-16-2workers"]
-    dart = rows[2]
+    table = comparison(lab.load())
+    assert list(table["experiment"]) == ["uniform-36", "uniform-64", "dart-36", "dart-16", "dart-16-2workers"]
+    dart = rows(table)[2]
     assert dart.top1_mean == pytest.approx(statistics.fmean([0.795, 0.8, 0.675]))
     assert dart.top1_std == pytest.approx(statistics.stdev([0.795, 0.8, 0.675]))
     assert (dart.num_seeds, dart.status, dart.token_budget, dart.tokenizer) == (3, COMPLETE, 36, "dart")
-    assert dart.val_top1_mean == pytest.approx((dart.top1_mean or 0) + 0.01)
+    assert dart.val_top1_mean == pytest.approx(dart.top1_mean + 0.01)
+
+
+def test_the_table_is_what_the_tidy_frame_of_runs_says(lab: Any) -> None:
+    records = lab.load()
+    runs = tidy(records, records.runs)
+    assert list(runs["fingerprint"]) == [run.fingerprint for run in records.runs]
+    table = comparison(records).set_index("experiment")
+    for name, group in runs.groupby("experiment"):
+        assert table.at[name, "num_seeds"] == len(group)
+        assert table.at[name, "top1_mean"] == pytest.approx(statistics.fmean(group["top1"]))
+        assert table.at[name, "gflops"] == group["gflops"].iloc[0]
 
 
 def test_the_csv_has_the_promised_columns_first_and_one_row_per_experiment(lab: Any) -> None:
-    rows = list(csv.DictReader(io.StringIO(formats.to_csv(comparison(lab.load())))))
+    lines = list(csv.DictReader(io.StringIO(formats.to_csv(comparison(lab.load())))))
     promised = ["model", "tokenizer", "token_budget", "top1_mean", "top1_std", "num_seeds"]
     promised += ["params", "gflops", "images_per_s"]
-    assert list(rows[0])[: len(promised)] == promised
-    assert len(rows) == 5
-    assert rows[2]["top1_mean"] == "0.7567"
-    assert rows[2]["gflops"] == "0.005160"
-    assert rows[3]["top1_std"] == ""  # one seed has no deviation
-    assert rows[3]["world_size"] == "1"
-    assert rows[4]["world_size"] == "2"
+    assert list(lines[0])[: len(promised)] == promised
+    assert len(lines) == 5
+    assert lines[2]["top1_mean"] == "0.7567"
+    assert lines[2]["gflops"] == "0.005160"
+    assert lines[3]["top1_std"] == ""  # one seed has no deviation
+    assert lines[3]["world_size"] == "1"
+    assert lines[4]["world_size"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -68,10 +81,23 @@ def test_an_unfinished_run_is_named_and_not_averaged(lab: Any, values: dict[str,
     assert f"2 (seed 2: {reason})" in formats.to_markdown(lab.load())
 
 
+@pytest.mark.parametrize("value", [None, math.inf, math.nan])
+def test_an_unknown_accuracy_makes_the_mean_unknown(lab: Any, value: float | None) -> None:
+    fingerprint = lab.load().runs[6].fingerprint
+
+    def spoil(content: dict[str, Any]) -> None:
+        next(run for run in content["runs"] if run["fingerprint"] == fingerprint).update(top1=value)
+
+    lab.edit("evaluate/metrics.json", spoil)
+    row = row_of(lab.load(), "dart-36")
+    assert (math.isnan(row.top1_mean), math.isnan(row.top1_std), row.num_seeds) == (True, True, 3)
+    assert row.top5_mean > 0
+
+
 def test_a_run_that_was_not_evaluated_is_named(lab: Any) -> None:
     lab.edit("evaluate/metrics.json", lambda content: content.update(runs=[]))
     row = row_of(lab.load(), "dart-16")
-    assert (row.num_seeds, row.top1_mean, row.status) == (0, None, "seed 0: not evaluated")
+    assert (row.num_seeds, math.isnan(row.top1_mean), row.status) == (0, True, "seed 0: not evaluated")
     assert "seed 0: not evaluated" in formats.to_markdown(lab.load())
     assert formats.to_metrics(comparison(lab.load())) == {}
 
@@ -79,39 +105,28 @@ def test_a_run_that_was_not_evaluated_is_named(lab: Any) -> None:
 def test_without_a_benchmark_cost_is_said_to_be_not_measured(lab: Any) -> None:
     (lab.results / "benchmark.json").unlink()
     row = row_of(lab.load(), "dart-36")
-    assert (row.params, row.gflops, row.images_per_s) == (None, None, None)
+    assert all(pd.isna(value) for value in (row.params, row.gflops, row.images_per_s))
     text = formats.to_markdown(lab.load())
     assert text.count(formats.NOT_MEASURED) >= 5
 
 
 def test_without_a_sweep_the_table_has_no_sweep(lab: Any) -> None:
     (lab.results / "sweep" / "runs.json").unlink()
-    assert sweep(lab.load()) == []
+    assert sweep(lab.load()).empty
     assert "## Sweep" not in formats.to_markdown(lab.load())
 
 
 def test_no_row_beats_one_on_the_pareto_front_and_every_other_is_beaten(lab: Any) -> None:
-    rows = sweep(lab.load())
-    front = pareto_front(rows)
-    for row in rows:
-        beaten = any(other.gflops <= row.gflops and other.top1_mean >= row.top1_mean and other != row for other in rows)
-        assert beaten == (row not in front), row.experiment
-    marks = [line["pareto"] for line in csv.DictReader(io.StringIO(formats.to_csv(rows, front)))]
-    assert marks == [str(row in front).lower() for row in rows]
-
-
-def test_twins_are_compared_step_by_step_and_sample_by_sample(lab: Any) -> None:
-    (pair,) = agreements(lab.load())
-    assert (pair.experiment, pair.twin, pair.world_sizes) == ("dart-16-2workers", "dart-16", (2, 1))
-    assert pair.num_steps == 12
-    assert pair.max_loss_diff == pytest.approx(1e-6, rel=1e-3)
-    assert (pair.top1_diff, pair.num_predictions, pair.num_changed) == (0, 200, 0)
-
-
-def test_twins_that_did_not_finish_are_said_not_to_be_comparable(lab: Any) -> None:
-    lab.edit("train/runs.json", change_run("dart-16", 0, status="failed"))
-    (pair,) = agreements(lab.load())
-    assert formats.agreement_sentence(pair).endswith("not comparable (dart-16: failed).")
+    table = sweep(lab.load())
+    points = rows(table)
+    for row in points:
+        beaten = any(
+            other.gflops <= row.gflops and other.top1_mean >= row.top1_mean and other.experiment != row.experiment
+            for other in points
+        )
+        assert beaten != row.pareto, row.experiment
+    marks = [line["pareto"] for line in csv.DictReader(io.StringIO(formats.to_csv(table)))]
+    assert marks == [str(row.pareto).lower() for row in points]
 
 
 def test_a_changed_working_tree_and_several_commits_are_shown(lab: Any) -> None:
@@ -131,7 +146,8 @@ BAD_RECORDS = [
 def test_records_that_do_not_belong_together_are_refused(lab: Any, change: Any, message: str | None) -> None:
     lab.edit("train/runs.json", change)
     if message is None:
-        assert comparison(lab.load()) == []  # the sweep alone is a result too
+        assert comparison(lab.load()).empty  # the sweep alone is a result too
+        assert list(comparison(lab.load())) == COLUMNS
     else:
         with pytest.raises(UserError, match=message):
             lab.load()
@@ -151,10 +167,9 @@ HOSTILE = r"=cmd|<b>&_%$\x"
 def test_hostile_names_are_escaped(lab: Any) -> None:
     lab.edit("train/runs.json", lambda content: [run.update(name=HOSTILE) for run in content["runs"][:1]])
     records = lab.load()
-    rows = comparison(records)
-    assert next(csv.DictReader(io.StringIO(formats.to_csv(rows))))["experiment"] == "'" + HOSTILE
+    assert next(csv.DictReader(io.StringIO(formats.to_csv(comparison(records)))))["experiment"] == "'" + HOSTILE
     assert r"=cmd\|<b>" in formats.to_markdown(records)
-    assert r"=cmd|<b>\&\_\%\$\textbackslash{}x" in formats.to_latex(records)
+    assert r"=cmd|<b>\&\_\%\$\textbackslash x" in formats.to_latex(records)
 
 
 def test_latex_has_a_cell_for_every_column(lab: Any) -> None:

@@ -1,0 +1,89 @@
+"""Do one worker and several workers agree? The same science must give the same result on any number of them."""
+
+import json
+from dataclasses import dataclass
+
+from pipeline.report.records import Records, Run
+
+# Workers add the same gradients in another order, and that rounding (1e-8 of the loss at first) grows with every
+# step. So the start is judged tightly. Measured on digits (dart-16, fp32, seed 0), largest difference up to step 100:
+# two workers 2e-4, in float64 1e-15; two workers whose gradients are not averaged 2e-2.
+EARLY_STEPS = 100
+EARLY_LOSS_TOLERANCE = 1e-3
+# A fraction of the test split: two standard errors of an accuracy on 2,000 samples. Rounding alone can carry a
+# training further than that; the sentence then says DISAGREE, and the start tells which of the two it was.
+FINAL_TOP1_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two runs of the same science on different numbers of workers, and how far apart they went."""
+
+    run: Run
+    twin: Run
+    loss_diffs: dict[int, float]  # {step: absolute difference} where both journals have a training loss
+    top1_diff: float | None
+    num_predictions: int  # test samples that both predicted
+    num_changed: int  # of these, predicted differently
+
+    @property
+    def early(self) -> list[float]:
+        """The differences of the loss that are judged."""
+        return [diff for step, diff in self.loss_diffs.items() if step <= EARLY_STEPS]
+
+    @property
+    def obstacle(self) -> str:
+        """Why there is no verdict; empty when there is one."""
+        broken = [f"{run.name}: {run.problem}" for run in (self.run, self.twin) if run.problem]
+        if not broken and not self.early:
+            return f"no training loss that both recorded up to step {EARLY_STEPS}"
+        return "; ".join(broken) or ("no test top-1" if self.top1_diff is None else "")
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both stay within the tolerances; NaN does not."""
+        early = all(diff <= EARLY_LOSS_TOLERANCE for diff in self.early)
+        return early and self.top1_diff is not None and abs(self.top1_diff) <= FINAL_TOP1_TOLERANCE
+
+
+def agreements(records: Records) -> list[Agreement]:
+    """Every run against the first one of the same science: only the pinned number of workers differs."""
+    first: dict[str, Run] = {}
+    pairs: list[Agreement] = []
+    for run in records.runs:
+        science = {key: value for key, value in run.science.items() if key != "num_workers"}
+        twin = first.setdefault(json.dumps(science, sort_keys=True), run)
+        if twin.fingerprint != run.fingerprint:
+            pairs.append(_compare(records, run, twin))
+    return pairs
+
+
+def sentence(pair: Agreement) -> str:
+    """The verdict, and the numbers that it rests on."""
+    run, twin = pair.run, pair.twin
+    worlds = " and ".join(str(r.world_size or "unknown") for r in (run, twin))
+    head = f"{run.name} and {twin.name}, seed {run.seed}, {worlds} workers"
+    if pair.obstacle:
+        return f"not comparable: {head} ({pair.obstacle})."
+    return (
+        f"{'agree' if pair.agrees else 'DISAGREE'}: {head}: training losses differ by at most {max(pair.early):.1e} "
+        f"up to step {EARLY_STEPS} (tolerance {EARLY_LOSS_TOLERANCE:g}) and by {max(pair.loss_diffs.values()):.1e} "
+        f"over all {len(pair.loss_diffs)} records, test top-1 by {100 * (pair.top1_diff or 0):+.2f} points "
+        f"(tolerance {100 * FINAL_TOP1_TOLERANCE:g}); "
+        f"{pair.num_changed} of {pair.num_predictions} test predictions differ."
+    )
+
+
+def _compare(records: Records, run: Run, twin: Run) -> Agreement:
+    loss, twin_loss = (r.curves.get("train_loss", {}) for r in (run, twin))
+    said, twin_said = records.predictions(run), records.predictions(twin)
+    keys = said.keys() & twin_said.keys()
+    top1, twin_top1 = ((r.test or {}).get("top1") for r in (run, twin))
+    return Agreement(
+        run=run,
+        twin=twin,
+        loss_diffs={step: abs(loss[step] - twin_loss[step]) for step in loss if step in twin_loss},
+        top1_diff=top1 - twin_top1 if top1 is not None and twin_top1 is not None else None,
+        num_predictions=len(keys),
+        num_changed=sum(said[key] != twin_said[key] for key in keys),
+    )
