@@ -79,7 +79,7 @@ class TrainConfig(Strict):
     clip_grad: float = Field(gt=0)
     label_smoothing: Fraction
     augment: Literal["none", "flip_crop"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp64"]
 
 
 class Placement(Strict):
@@ -108,8 +108,8 @@ class Overrides(Strict):
 class ExperimentConfig(Overrides):
     """One row of the table.
 
-    `num_workers` pins the number of Ray Train workers, for an experiment whose subject is that number.
-    `agrees_with` names the experiment that must give the same result.
+    `num_workers` pins the number of Ray Train workers, for an experiment whose subject is that number: it is shown
+    under Agreement instead of in the table. `agrees_with` names the experiment that must give the same result.
     """
 
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
@@ -271,7 +271,7 @@ def indivisible_batch(where: str, global_batch_size: int, world_size: int) -> st
 
 def absurd_precision(trial: Trial, device_type: str) -> list[str]:
     """The error line for a precision that the device has no circuits for: bfloat16 on a CPU is 40 times slower."""
-    if trial.train.precision == "fp32" or device_type == "cuda":
+    if trial.train.precision != "bf16" or device_type == "cuda":
         return []
     return [
         problem(

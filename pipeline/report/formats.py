@@ -129,7 +129,7 @@ def notes(records: Records) -> list[str]:
     """What the numbers of this suite count, by what, on what."""
     manifest, bench = records.manifest, records.benchmark
     num_test = manifest["splits"]["test"]["num_samples"]
-    sha256 = (records.runs or records.trials)[0].manifest_sha256
+    sha256 = (records.runs or records.checks or records.trials)[0].manifest_sha256
     source = f"{manifest['source']}; {manifest['licence']}"
     return [
         f"Data: {manifest['dataset']} ({source}), manifest sha256 {sha256[:10]}.",
@@ -208,7 +208,7 @@ def _in_short(records: Records) -> str:
 
 
 def _runs(records: Records) -> pd.DataFrame:
-    runs = tidy(records, [*records.runs, *records.trials])
+    runs = tidy(records, [*records.runs, *records.checks, *records.trials])
     titles = {"experiment": "Experiment", "seed": "Seed", "fingerprint": "Run", "commit": "Commit"}
     titles |= {"world_size": "Workers", "status": "Status"}
     return runs[list(titles)].rename(columns=titles).astype("string").fillna("")

@@ -78,12 +78,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Records:
-    """All that is known of one suite. `runs` and `trials` (the sweep's) are in the order of their plans."""
+    """All that is known of one suite, in the order of its plans.
+
+    `runs` are the experiments', `trials` the sweep's. `checks` are the experiments that pin their number of workers:
+    they show what does not depend on it, and are no models to compare.
+    """
 
     suite: str
     manifest: Json
     runs: tuple[Run, ...]
     trials: tuple[Run, ...]
+    checks: tuple[Run, ...]
     costs: Mapping[str, Cost]  # by architecture
     benchmark: Json  # how the costs were measured; empty when they were not
     evaluate_dir: Path
@@ -124,11 +129,13 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         raise UserError(f"{results_dir}: no recorded runs; run: dvc repro train@{suite}")
     manifest = _read_json(manifest_path)
     _check_data([*runs, *trials], manifest_path)
+    pinned = [run for run in runs if "num_workers" in run.science]
     return Records(
         suite=suite,
         manifest=manifest,
-        runs=runs,
+        runs=tuple(run for run in runs if run not in pinned),
         trials=trials,
+        checks=tuple(pinned),
         costs={architecture_key(model): _cost(model) for model in benchmark.get("models", [])},
         benchmark={key: value for key, value in benchmark.items() if key != "models"},
         evaluate_dir=results_dir / "evaluate",

@@ -61,6 +61,11 @@ class Setup(NamedTuple):
     def num_steps(self) -> int:
         return self.trial.train.epochs * self.steps_per_epoch
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the images."""
+        return torch.float64 if self.trial.train.precision == "fp64" else torch.float32
+
 
 def fit(
     trial: Trial,
@@ -101,7 +106,7 @@ def fit(
         checkpoint_every_s,
     )  # fmt: skip
     torch.manual_seed(trial.seed)
-    model = build_model(trial, num_classes).to(device)
+    model = build_model(trial, num_classes).to(device, setup.dtype)
     optimizer = build_optimizer(model, trial.train)
     identity = Identity(trial.model_name, hash_json(trial.science()), manifest.sha256)
     log.info("%s seed %d: rank %d of %d on %s", trial.model_name, trial.seed, rank, world_size, device)
@@ -149,7 +154,7 @@ class _Fitting:
         loss_sum = torch.zeros((), dtype=torch.float64, device=setup.device)
         since = start = self.position.step
         for images, labels in self.batches(epoch, start - epoch * setup.steps_per_epoch):
-            loss_sum += self.train_step(net, images.to(setup.device), labels.to(setup.device))
+            loss_sum += self.train_step(net, images.to(setup.device, setup.dtype), labels.to(setup.device))
             step = self.position.step + 1
             self.position = self.position._replace(step=step)
             if step % setup.log_every_steps == 0 or step % setup.steps_per_epoch == 0:
@@ -246,7 +251,7 @@ def validate(model: nn.Module, setup: Setup) -> dict[str, float]:
     for images, labels, _ in eval_loader(setup.data_dir, "val", batch_size, setup.rank, setup.world_size):
         labels = labels.to(setup.device)
         with autocast(setup.trial.train.precision):
-            logits = model(images.to(setup.device)).float()
+            logits = model(images.to(setup.device, setup.dtype)).float()
         hits = logits.topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5), best first
         loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
         totals += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(labels))])

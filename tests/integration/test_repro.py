@@ -74,7 +74,9 @@ def test_one_command_makes_the_tables(project):
 
 @pytest.mark.slow
 def test_the_sweep_does_not_repeat_what_the_table_has_trained(project):
-    train, sweep = (json.loads((project / f"results/tiny/{s}/runs.json").read_text())["runs"] for s in ("train", "sweep"))
+    train, sweep = (
+        json.loads((project / f"results/tiny/{s}/runs.json").read_text())["runs"] for s in ("train", "sweep")
+    )
     shared = {run["fingerprint"] for run in train} & {run["fingerprint"] for run in sweep}
     assert len(shared) == 1  # dart with 4 tokens, seed 0
     assert len(list((project / "runs/tiny").glob("*/done.json"))) == 5

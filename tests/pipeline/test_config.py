@@ -71,8 +71,8 @@ def problems(folder: Path, changes: dict) -> list[str]:
             "experiments.twin.agrees_with = 'dart-35': unknown; did you mean",
         ),
         (
-            {"experiments/twin": {"agrees_with": "dart-16", "seeds": [5]}},
-            "experiments.twin.agrees_with = 'dart-16': has no run of seed 5; give both the same seeds",
+            {"experiments/twin": {"agrees_with": "one-worker", "seeds": [5]}},
+            "experiments.twin.agrees_with = 'one-worker': has no run of seed 5; give both the same seeds",
         ),
     ],
 )
