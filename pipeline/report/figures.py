@@ -70,7 +70,7 @@ def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame) -> 
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.margins(x=0.12, y=0.1)
+    ax.margins(x=0.2, y=0.1)
     ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="lower right")
     _name_points(ax, _labels(finals))
     return figure

@@ -101,7 +101,9 @@ class Ledger:
             database = sqlite_path(self.uri)
             # A server knows where its artifacts go; beside a local database they lie in mlartifacts/.
             location = (database.parent / "mlartifacts" / self.suite).as_uri() if database else None
-            return str(self._client.create_experiment(self.suite, artifact_location=location))
+            # The kind makes the UI open on runs and curves instead of its pages for language models.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return str(self._client.create_experiment(self.suite, artifact_location=location, tags=kind))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
