@@ -54,7 +54,8 @@ def collect(params: Iterable[Path] = (), root: Path = ROOT) -> dict[str, Any]:
     lock = root / "requirements.lock"
     return {
         "commit": _git(root, "rev-parse", "HEAD") or None,
-        "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        # dvc.lock is written by every run, and says nothing about the code.
+        "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")),
         "params_sha256": hash_json([hash_file(path) for path in params]),
         "lock_sha256": hash_file(lock) if lock.is_file() else None,
         "code_sha256": code_sha256(root),
