@@ -20,7 +20,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-repro: $(VENV)/ready .dvc/config ## raw data to comparison tables (about ten minutes on two cores)
+repro: $(VENV)/ready ## raw data to comparison tables (about ten minutes on two cores)
+	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --quiet --local core.no_scm true
 	@$(BIN)/python -m stages.preflight
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m stages.report --where
@@ -66,7 +67,3 @@ $(VENV)/ready: requirements.lock pyproject.toml | $(VENV)/uv
 	@$(VENV)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@$(BIN)/python -c "import torch._dynamo, torchvision, timm, ray.train.torch, ray.tune, mlflow.tracking, dvc.cli, webdataset, pandas, sklearn, matplotlib.pyplot"
 	@touch $@
-
-# A copy without git (a tarball) gets a DVC repository of its own.
-.dvc/config:
-	@$(BIN)/dvc init --quiet $(shell git rev-parse --git-dir >/dev/null 2>&1 || echo --no-scm)
