@@ -47,10 +47,7 @@ def run_trials(
             pending, data_dir, num_classes=num_classes, placement=placement, provenance=provenance, scratch=scratch,
             costs=costs, num_done=len({run.fingerprint for run in runs}) - len(pending), echo=echo,
         )  # fmt: skip
-    failed = [run for run in pending.values() if run.done() is None]
-    if failed:
-        lines = [f"{run.label}: {run.failure()}; see {run.dir / LOG}" for run in failed]
-        raise UserError("\n  ".join([f"{len(failed)} of {len(pending)} trials failed, the others are kept", *lines]))
+    raise_failures(list(pending.values()))
 
 
 def raise_failures(runs: Sequence[Run]) -> None:
