@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -66,6 +66,14 @@ class TokenizerConfig(Strict):
     score_blur: int = Field(ge=0)
     sampling: Annotated[str, one_of(registry.SAMPLINGS)]
     pos_embed: Annotated[str, one_of(registry.POS_EMBEDS)]
+
+    @model_validator(mode="after")
+    def _rows_hold_tokens(self) -> "TokenizerConfig":
+        if self.num_rows is not None and self.num_rows > self.token_budget:
+            rule = f"more rows than token_budget ({self.token_budget})"
+            said = problem("num_rows", self.num_rows, rule, "null = round(sqrt(token_budget))")
+            raise PydanticCustomError("several_keys", "inconsistent", {"said": said})
+        return self
 
 
 class TrainConfig(Strict):
@@ -251,11 +259,6 @@ def check_trial(trial: Trial, where: str) -> list[str]:
     if tokenizer.token_budget > pixels:
         rule = f"more tokens than the {model.img_size} x {model.img_size} = {pixels} pixels of an image"
         problems.append(problem(f"{where}tokenizer.token_budget", tokenizer.token_budget, rule, f"at most {pixels}"))
-    if tokenizer.num_rows is not None and tokenizer.num_rows > tokenizer.token_budget:
-        rule = f"more rows than token_budget ({tokenizer.token_budget})"
-        problems.append(
-            problem(f"{where}tokenizer.num_rows", tokenizer.num_rows, rule, "null = round(sqrt(token_budget))")
-        )
     if trial.num_workers and train.global_batch_size % trial.num_workers:
         problems.append(
             indivisible_batch(f"{where}train.global_batch_size", train.global_batch_size, trial.num_workers)
@@ -311,6 +314,8 @@ def _problem_line(schema: type[BaseModel], prefix: str, error: Any) -> str:
     where = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
     if error["type"] == "missing":
         return f"{where}: missing; science has no hidden defaults, write it down"
+    if error["type"] == "several_keys":
+        return f"{where.rstrip('.')}.{error['ctx']['said']}"
     if error["type"] == "unknown_name":
         return unknown_name(where, error["input"], error["ctx"]["known"])
     if error["type"] == "extra_forbidden":

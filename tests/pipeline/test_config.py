@@ -132,7 +132,7 @@ def test_a_trial_is_the_same_science_in_the_table_and_in_the_sweep():
     experiments = {t.name: t.science() for t in plan_experiments(suite) if t.seed == 0}
     sweep = {t.name: t.science() for t in plan_sweep(suite)}
     assert experiments["dart-36"] == sweep["dart-36-micro"]
-    assert experiments["uniform-64"] == sweep["uniform-64-micro"]
+    assert experiments["uniform-36"] == sweep["uniform-36-micro"]
 
 
 def test_options_that_a_model_does_not_read_are_no_part_of_its_identity(tmp_path):

@@ -60,7 +60,7 @@ def test_metrics_plots_and_experiments(project: Path) -> None:
     run(project, "dvc", "plots", "show")
     page = (project / "dvc_plots/index.html").read_text()
     assert "<DVC_" not in page
-    assert page.count('"series": "digits dart"') == 3
+    assert page.count('"series": "digits dart"') == 2
     pictures = {path.name.split("digits-")[1] for path in (project / "dvc_plots/static").iterdir()}
     assert pictures == {"accuracy-vs-gflops.png", "learning-curves.png", "what-the-model-sees.png"}
 
