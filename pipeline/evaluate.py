@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.config import Placement
@@ -62,8 +63,7 @@ def load_model(entry: Entry, weights: Path, num_classes: int) -> nn.Module:
     model = build_architecture(entry["model_name"], entry["science"], num_classes)
     for line in weights_problems(entry, weights, model):
         raise UserError(line)
-    with safe_open(weights, framework="pt") as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    model.load_state_dict(load_file(weights))
     return model.eval()
 
 

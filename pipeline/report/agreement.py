@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.report.records import Records, Run
 
 # Workers add the same gradients in another order, and that rounding grows with every step. So the start is judged
-# tightly, but with room for float32: two workers that forget to average their gradients are ten times as far apart.
+# tightly, with room for float32: a wrong slice, order or gradient scale is far above this within a hundred steps.
 EARLY_STEPS = 100
 EARLY_LOSS_TOLERANCE = 1e-3
 # A fraction of the test split: two standard errors of an accuracy on 2,000 samples. Rounding alone can carry a long
