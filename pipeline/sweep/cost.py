@@ -14,7 +14,7 @@ ASSUMED_MACS_PER_S = 2e9  # forward multiply-accumulates per second while one co
 
 
 class Speed(NamedTuple):
-    """Training seconds per sample and worker, by architecture, and the rate for those never trained."""
+    """Training seconds per sample and worker, by architecture and precision, and the rate for those never trained."""
 
     seconds: Mapping[str, float]
     macs_per_s: float
@@ -49,7 +49,7 @@ def load_speed(run_dirs: Iterable[Path]) -> Speed:
         spec, done = (json.loads(file.read_text()) for file in files)
         if done["wall_s"] > 0:
             seconds = done["wall_s"] * done["world_size"] / done["num_samples"]
-            measured.setdefault(_architecture_key(spec["science"]), []).append(seconds)
+            measured.setdefault(_speed_key(spec["science"]), []).append(seconds)
             rates.append(_macs(spec["science"]) / seconds)
     if not rates:
         return Speed(
@@ -63,13 +63,13 @@ def load_speed(run_dirs: Iterable[Path]) -> Speed:
 
 def estimate_worker_s(trial: Trial, num_samples: int, speed: Speed) -> float:
     """Seconds of training, summed over workers."""
-    known = speed.seconds.get(_architecture_key(trial.science()))
+    known = speed.seconds.get(_speed_key(trial.science()))
     per_sample = known if known is not None else _macs(trial.science()) / speed.macs_per_s
     return per_sample * num_samples * trial.train.epochs
 
 
-def _architecture_key(science: dict[str, Any]) -> str:
-    return hash_json({"model": science["model"], "tokenizer": science["tokenizer"]})
+def _speed_key(science: dict[str, Any]) -> str:
+    return hash_json([science["model"], science["tokenizer"], science["train"]["precision"]])
 
 
 def _macs(science: dict[str, Any]) -> float:

@@ -48,6 +48,12 @@ def test_an_architecture_that_was_trained_takes_as_long_again(trial: Trial, tmp_
     assert estimate_worker_s(trial.model_copy(update={"seed": 9}), 100, speed) == 10 * trial.train.epochs
 
 
+def test_what_a_training_in_float64_took_says_nothing_of_one_in_float32(trial: Trial, tmp_path: Path) -> None:
+    record(tmp_path / "a", trial, seconds=10)
+    record(tmp_path / "b", changed(trial, "train", precision="fp64"), seconds=90)
+    assert estimate_worker_s(trial, 100, load_speed(tmp_path.glob("*/"))) == 10 * trial.train.epochs
+
+
 def test_another_architecture_is_scaled_by_its_arithmetic(trial: Trial, tmp_path: Path) -> None:
     record(tmp_path / "a", trial, seconds=10)
     larger = changed(trial, "tokenizer", token_budget=9)
