@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from pipeline.config import load_suite
 from pipeline.journal import curves, read_journal
 from pipeline.sweep.plan import plan_experiments
+from pipeline.train.run import DONE
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
@@ -69,6 +70,14 @@ def num_epochs(project: Path, name: str) -> int:
     return len(curves(records(project, name)).get("val_top1", {}))
 
 
+def finished(project: Path, name: str) -> bool:
+    """Whether a run has its result: the last epoch is journalled a moment earlier."""
+    folders = [
+        spec.parent for spec in project.glob("runs/tiny/*/spec.json") if json.loads(spec.read_text())["name"] == name
+    ]
+    return any((folder / DONE).is_file() for folder in folders)
+
+
 def resumes(project: Path, name: str) -> list[str]:
     return [r["text"] for r in records(project, name) if r["kind"] == "event" and "resumed" in r["text"]]
 
@@ -90,7 +99,7 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 @pytest.mark.timeout(600)
 def test_every_death_is_survived(project: Path) -> None:
     stage = start(project)
-    wait_for(lambda: num_epochs(project, "long") >= 2 and num_epochs(project, "short"), "the first epochs")
+    wait_for(lambda: num_epochs(project, "long") >= 2 and finished(project, "short"), "the first epochs")
     for trainer in trainers(stage):
         trainer.kill()
     wait_for(lambda: resumes(project, "long"), "the retry of a killed trial")
