@@ -41,6 +41,7 @@ def draw_tokens(images: Any, tokenization: Any, captions: Sequence[Caption | str
     images, density, regions, patches = map(
         as_array, (images, tokenization.density, tokenization.regions, tokenization.patches)
     )
+    regions = np.broadcast_to(regions, (len(images), *regions.shape[1:]))  # one partition may serve all
     figure, axes = panel_grid(["image", "density", "token regions", "what the model sees"], len(images))
     for i, caption in enumerate(captions):
         show_image(axes[i, 0], images[i])

@@ -1,78 +1,122 @@
 """Density -> regions: quantiles of the density cut an image into rows, and every row into tokens.
 
-# B batch, G_h G_w density grid, H W image pixels, R rows, M most tokens in a row, N tokens
-Coordinates are pixels, origin at the top-left corner, pixel centres at +0.5, intervals half-open.
+# B batch, G_h G_w density grid, H W image pixels, R rows, N tokens
+Coordinates are pixels, origin at the top-left corner, pixel centres at +0.5, intervals half-open. A partition is a
+tensor of regions (B, N, 4), x0 y0 x1 y1, in reading order; they tile the image, and none lies in two rows.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from dart.kernels import invert_cdf
+from dart.registry import PARTITIONS, ROW_WEIGHTS
 
 
-class Partition(NamedTuple):
-    """The flow partition: full-width rows from top to bottom, each cut from left to right.
-
-    row_edges: (B, R + 1) pixels, increasing from 0 to H.
-    col_edges: (B, R, M + 1) pixels, increasing from 0 to W; a row of fewer than M tokens repeats W at its end.
-    tokens_per_row: R numbers that sum to the token budget, the same for every image.
-    """
-
-    row_edges: Tensor
-    col_edges: Tensor
-    tokens_per_row: tuple[int, ...]
-
-    def regions(self) -> Tensor:
-        """(B, N, 4) as x0, y0, x1, y1 in pixels; tokens in reading order."""
-        batch, num_rows, width = self.col_edges.shape
-        shape = (batch, num_rows, width - 1)
-        x0, x1 = self.col_edges[..., :-1], self.col_edges[..., 1:]
-        y0 = self.row_edges[:, :-1, None].expand(shape)
-        y1 = self.row_edges[:, 1:, None].expand(shape)
-        return select_tokens(torch.stack([x0, y0, x1, y1], -1), self.tokens_per_row)
-
-
-def plan_rows(num_patches: int, num_rows: int | None = None) -> tuple[int, ...]:
-    """How many tokens each row holds: as equal as whole numbers allow, no token across two rows.
-
-    `num_rows` defaults to round(sqrt(num_patches)), as in the paper.
-    """
+def plan_rows(num_patches: int, num_rows: int | None = None) -> int:
+    """The number of rows: as asked, or round(sqrt(num_patches)), as in the paper."""
     rows = num_rows or max(1, round(num_patches**0.5))
     if not 1 <= rows <= num_patches:
         raise ValueError(f"num_rows = {rows}: must be from 1 to num_patches ({num_patches})")
-    return tuple((r + 1) * num_patches // rows - r * num_patches // rows for r in range(rows))
+    return rows
 
 
-def select_tokens(per_row: Tensor, tokens_per_row: tuple[int, ...]) -> Tensor:
-    """(B, R, M, ...) -> (B, N, ...): drop the padding of rows that hold fewer than M tokens."""
-    flat = per_row.flatten(1, 2)
-    most = max(tokens_per_row)
-    if min(tokens_per_row) == most:
-        return flat
-    keep = [r * most + k for r, count in enumerate(tokens_per_row) for k in range(count)]
-    return flat[:, torch.tensor(keep, device=flat.device)]
+def plan_grid(num_patches: int, num_rows: int | None = None) -> tuple[int, int]:
+    """Rows and columns of a grid partition: the divisors of `num_patches` nearest to its root, or `num_rows` rows."""
+    divisors = [r for r in range(1, num_patches + 1) if num_patches % r == 0]
+    rows = num_rows or min(divisors, key=lambda r: abs(r - num_patches / r))
+    if rows not in divisors:
+        near = min(divisors, key=lambda r: abs(r - rows))
+        raise ValueError(f"num_rows = {rows}: a grid of {num_patches} tokens needs a divisor; try {near}")
+    return rows, num_patches // rows
 
 
-def invert_cdf(mass: Tensor, levels: Tensor) -> Tensor:
-    """Where the running sum of `mass` reaches each level, linearly interpolated inside a cell (paper, eq. 4).
+def partition_image(
+    density: Tensor,
+    img_size: tuple[int, int],
+    num_patches: int,
+    num_rows: int | None = None,
+    *,
+    partition: str = "flow",
+    row_weight: str = "mass",
+) -> Tensor:
+    """The regions of `flow_regions` or `grid_regions`, by name."""
+    if partition not in PARTITIONS:
+        raise ValueError(f"partition = {partition!r}: unknown; known: {', '.join(PARTITIONS)}")
+    if partition == "grid":
+        return grid_regions(density, plan_grid(num_patches, num_rows), img_size)
+    return flow_regions(density, num_patches, plan_rows(num_patches, num_rows), img_size, row_weight)
+
+
+def flow_regions(
+    density: Tensor, num_patches: int, num_rows: int, img_size: tuple[int, int], row_weight: str = "mass"
+) -> Tensor:
+    """Cut images into rows, and every row into tokens of equal mass.
 
     Args:
-        mass: (..., G) non-negative, any positive sum.
-        levels: (..., K) fractions of the sum, in [0, 1]; leading dimensions must broadcast to those of `mass`.
+        density: (B, G_h, G_w), positive.
+        num_patches: N.
+        num_rows: R, at most N.
+        img_size: H, W in pixels.
+        row_weight: "mass": rows hold as equal numbers of tokens n_r as whole numbers allow and mass n_r / N, so
+            that every token of the image holds 1 / N of the density. "density": the rows have equal mass, and the
+            tokens go to them by mean density, in whole numbers, at least one each; thin, dense rows get more. That
+            is the paper's choice, which lets density act twice (arXiv 2506.10390, section 3), without its tokens
+            that straddle two rows.
 
     Returns:
-        (..., K) positions in cells, in [0, G], increasing with the level. The cell that a level falls in is a
-        constant for differentiation; the position inside it is differentiable in every mass up to that cell.
+        (B, N, 4) pixels, differentiable in the density; whole numbers of tokens are constants.
     """
-    total = mass.sum(-1, keepdim=True)
-    after = mass.cumsum(-1)
-    goal = (levels * total).expand(*mass.shape[:-1], levels.shape[-1])
-    cell = torch.searchsorted(after.detach().contiguous(), goal.detach().contiguous()).clamp(max=mass.shape[-1] - 1)
-    inside = mass.gather(-1, cell)
-    before = after.gather(-1, cell) - inside
-    # A level may fall on an empty cell only by rounding: the clamp keeps that finite and inside the cell.
-    part = (goal - before) / inside.clamp(min=torch.finfo(mass.dtype).tiny)
-    return cell + part.clamp(0, 1)
+    if row_weight not in ROW_WEIGHTS:
+        raise ValueError(f"row_weight = {row_weight!r}: unknown; known: {', '.join(ROW_WEIGHTS)}")
+    (height, width), (grid_h, grid_w) = img_size, density.shape[-2:]
+    ends = _even_ends(num_patches, num_rows, density.device)  # (1, R)
+    parts = num_patches * torch.ones_like(ends).cumsum(-1) / num_rows if row_weight == "density" else ends
+    rows = invert_cdf(density.sum(-1), parts[0, :-1].to(density) / num_patches)
+    rows = _with_ends(rows, grid_h)  # (B, R + 1), cells
+    strips = overlap(rows, grid_h) @ density  # (B, R, G_w), the mass of each row by column
+    if row_weight == "density":
+        ends = _share_tokens(strips.sum(-1) / rows.diff(dim=-1), num_patches)
+    row, start, stop = _places(ends.expand(len(density), -1), num_patches, density.dtype)
+    strip = strips.gather(1, row[..., None].expand(-1, -1, grid_w))  # (B, N, G_w)
+    x0, x1 = invert_cdf(strip, torch.stack([start, stop], -1)).unbind(-1)
+    # The ends are exact whatever the rounding of the sums.
+    x0, x1 = torch.where(start > 0, x0, 0), torch.where(stop < 1, x1, grid_w)
+    y0, y1 = rows.gather(1, row), rows.gather(1, row + 1)
+    # Times the pixels, then by the cells: in this order the ends stay exact.
+    x0, x1, y0, y1 = x0 * width / grid_w, x1 * width / grid_w, y0 * height / grid_h, y1 * height / grid_h
+    return torch.stack([x0, y0, x1, y1], -1)
+
+
+def grid_regions(density: Tensor, grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
+    """Cut images into rows and columns of equal mass each: density (B, G_h, G_w) -> (B, N, 4), differentiable.
+
+    The cells of such a grid are rectangles of a separable warp of the image (paper, DART-Grid); their masses are
+    equal only where the density is a product of its two margins.
+    """
+    rows, cols = (
+        _equal_parts(density.sum(axis), parts) * pixels / cells
+        for axis, parts, pixels, cells in zip((-1, -2), grid, img_size, density.shape[-2:], strict=True)
+    )
+    return _product(rows, cols)
+
+
+def uniform_regions(
+    num_patches: int,
+    num_rows: int | None,
+    img_size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    partition: str = "flow",
+) -> Tensor:
+    """The partition of a constant density, in closed form, for all images: (1, N, 4)."""
+    height, width = img_size
+    rows = plan_grid(num_patches, num_rows)[0] if partition == "grid" else plan_rows(num_patches, num_rows)
+    ends = _even_ends(num_patches, rows, device)
+    row, start, stop = _places(ends, num_patches, dtype)
+    below = ends.gather(1, row).to(dtype) * height / num_patches
+    above = F.pad(ends, (1, 0)).gather(1, row).to(dtype) * height / num_patches
+    return torch.stack([start * width, above, stop * width, below], -1)
 
 
 def overlap(edges: Tensor, num_cells: int) -> Tensor:
@@ -82,49 +126,48 @@ def overlap(edges: Tensor, num_cells: int) -> Tensor:
     return covered[..., 1:, :] - covered[..., :-1, :]
 
 
-def flow_partition(density: Tensor, tokens_per_row: tuple[int, ...], img_size: tuple[int, int]) -> Partition:
-    """Cut images into rows of mass n_r / N and each row r into n_r tokens of equal mass.
-
-    Every token holds 1 / N of the density: where the density is high, regions are small. The paper re-normalises
-    each row by its mean density instead, which concentrates twice (arXiv 2506.10390, section 3).
-
-    Args:
-        density: (B, G_h, G_w), positive.
-        tokens_per_row: From `plan_rows`.
-        img_size: H, W in pixels.
-
-    Returns:
-        The partition, differentiable in the density.
-    """
-    height, width = img_size
-    grid_h, grid_w = density.shape[-2:]
-    counts = torch.tensor(tokens_per_row, device=density.device, dtype=density.dtype)
-    rows = invert_cdf(density.sum(-1), counts.cumsum(0)[:-1] / counts.sum())
-    rows = _with_ends(rows, grid_h)
-    strips = overlap(rows, grid_h) @ density  # (B, R, G_w), the mass of each row by column
-    inner = torch.arange(1, max(tokens_per_row), device=density.device, dtype=density.dtype)
-    levels = inner / counts[:, None]  # (R, M - 1)
-    cols = invert_cdf(strips, levels.clamp(max=1))
-    cols = torch.where(levels < 1, cols, grid_w)
-    cols = _with_ends(cols, grid_w)
-    return Partition(rows * height / grid_h, cols * width / grid_w, tokens_per_row)
-
-
-def uniform_partition(
-    tokens_per_row: tuple[int, ...], img_size: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> Partition:
-    """The partition of a constant density, in closed form, for one image (B = 1)."""
-    height, width = img_size
-    counts = torch.tensor(tokens_per_row, device=device, dtype=dtype)
-    rows = torch.cat([counts.new_zeros(1), counts.cumsum(0)]) * height / counts.sum()
-    steps = torch.arange(max(tokens_per_row) + 1, device=device, dtype=dtype)
-    cols = (steps * width / counts[:, None]).clamp(max=width)
-    return Partition(rows[None], cols[None], tokens_per_row)
-
-
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
     """Edges and densities are never computed in less than float32: bfloat16 moves edges by hundreds of pixels."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def _even_ends(num_patches: int, num_rows: int, device: torch.device) -> Tensor:
+    """Tokens up to each row (1, R), as equal as whole numbers allow. Made on the device: nothing waits for a copy."""
+    return (torch.arange(1, num_rows + 1, device=device) * num_patches // num_rows)[None]
+
+
+def _places(ends: Tensor, num_patches: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """For every token its row (B, N), and the fractions of that row's mass where it starts and stops."""
+    ends = ends.contiguous()
+    tokens = torch.arange(num_patches, device=ends.device).expand(len(ends), -1)
+    row = (tokens[..., None] >= ends[:, None, :-1]).sum(-1)
+    first, count = (
+        table.gather(1, row) for table in (F.pad(ends, (1, 0)), ends.diff(prepend=ends.new_zeros(len(ends), 1)))
+    )
+    return row, (tokens - first).to(dtype) / count, (tokens - first + 1).to(dtype) / count
+
+
+def _share_tokens(weights: Tensor, num_patches: int) -> Tensor:
+    """Tokens up to each row (B, R), in proportion to positive weights (B, R), at least one token a row."""
+    num_rows = weights.shape[-1]
+    share = weights.detach().cumsum(-1) / weights.detach().sum(-1, keepdim=True)
+    extra = (share * (num_patches - num_rows)).round().long()
+    extra[:, -1] = num_patches - num_rows
+    return extra + torch.arange(1, num_rows + 1, device=weights.device)
+
+
+def _equal_parts(mass: Tensor, parts: int) -> Tensor:
+    """Edges (B, parts + 1), in cells, of parts of equal mass of (B, G)."""
+    levels = torch.arange(1, parts, device=mass.device, dtype=mass.dtype) / parts
+    return _with_ends(invert_cdf(mass, levels), mass.shape[-1])
+
+
+def _product(rows: Tensor, cols: Tensor) -> Tensor:
+    """Row edges (B, R + 1) and column edges (B, K + 1) -> regions (B, R * K, 4)."""
+    shape = (len(rows), rows.shape[1] - 1, cols.shape[1] - 1)
+    x0, x1 = cols[:, None, :-1].expand(shape), cols[:, None, 1:].expand(shape)
+    y0, y1 = rows[:, :-1, None].expand(shape), rows[:, 1:, None].expand(shape)
+    return torch.stack([x0, y0, x1, y1], -1).flatten(1, 2)
 
 
 def _with_ends(inner: Tensor, end: int) -> Tensor:

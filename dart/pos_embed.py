@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dart.partition import Partition, overlap, select_tokens
+from dart.partition import overlap
 
 
 class GeometricPosEmbed(nn.Module):
@@ -26,12 +26,13 @@ class GeometricPosEmbed(nn.Module):
         self.num_frequencies = num_frequencies
         self.mlp = nn.Sequential(nn.Linear(4 * (1 + 2 * num_frequencies), dim), nn.GELU(), nn.Linear(dim, dim))
 
-    def forward(self, partition: Partition, img_size: tuple[int, int]) -> Tensor:
-        """(B, N, D), differentiable in the edges."""
-        coords = region_coordinates(partition.regions(), img_size)
+    def forward(self, regions: Tensor, img_size: tuple[int, int]) -> Tensor:
+        """Regions (B, N, 4) in pixels -> (B, N, D), differentiable in the regions."""
+        coords = region_coordinates(regions, img_size)
         octaves = math.pi * 2.0 ** torch.arange(self.num_frequencies, device=coords.device, dtype=coords.dtype)
         angles = (coords[..., None] * octaves).flatten(-2)
-        return self.mlp(torch.cat([coords, angles.sin(), angles.cos()], -1))
+        features = torch.cat([coords, angles.sin(), angles.cos()], -1)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 def region_coordinates(regions: Tensor, img_size: tuple[int, int]) -> Tensor:
@@ -39,36 +40,56 @@ def region_coordinates(regions: Tensor, img_size: tuple[int, int]) -> Tensor:
 
     The logarithms are of fractions of the image, shifted and scaled so that 1/64 to 1 of a side maps to [-1, 1].
     """
-    height, width = img_size
-    size = regions.new_tensor([width, height])
-    low, high = regions[..., :2] / size, regions[..., 2:] / size
+    x0, y0, x1, y1 = _fractions(regions, img_size)
+    low, high = torch.stack([x0, y0], -1), torch.stack([x1, y1], -1)
     side = (high - low).clamp(min=1 / 4096)
     return torch.cat([low + high - 1, side.log2() / 3 + 1], -1)
 
 
-class TablePosEmbed(nn.Module):
-    """A learned table on a grid, averaged over each region (paper, section 3.3).
+def carry_table(table: Tensor, regions: Tensor, img_size: tuple[int, int], grid_size: tuple[int, int]) -> Tensor:
+    """The mean over each region of a table learned on a grid (paper, section 3.3).
+
+    With the uniform partition of that same grid it is the table itself, timm's `pos_embed`.
 
     Args:
-        dim: D.
-        grid_size: G_h, G_w of the table; with a uniform partition of that grid it is timm's `pos_embed`.
+        table: (1, G_h * G_w, D), row by row.
+        regions: (B, N, 4) in pixels.
+        img_size: H, W.
+        grid_size: G_h, G_w.
+
+    Returns:
+        (B, N, D), differentiable in the table and in the regions.
     """
-
-    def __init__(self, dim: int, grid_size: tuple[int, int]) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.empty(*grid_size, dim))
-        nn.init.trunc_normal_(self.table, std=0.02)
-
-    def forward(self, partition: Partition, img_size: tuple[int, int]) -> Tensor:
-        """(B, N, D): the mean of the table over each region, differentiable in the edges."""
-        grid_h, grid_w, _ = self.table.shape
-        rows = overlap(partition.row_edges * (grid_h / img_size[0]), grid_h)  # (B, R, G_h)
-        cols = overlap(partition.col_edges * (grid_w / img_size[1]), grid_w)  # (B, R, M, G_w)
-        rows, cols = (w / w.sum(-1, keepdim=True).clamp(min=1e-6) for w in (rows, cols))
-        lines = torch.einsum("brh,hwd->brwd", rows, self.table)
-        return select_tokens(cols @ lines, partition.tokens_per_row)
+    shares = region_shares(regions, img_size, grid_size)
+    return (shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)).to(table.dtype) @ table
 
 
-def build_pos_embed(name: str, dim: int, grid_side: int) -> nn.Module:
-    """A position embedding by its name in `dart.registry.POS_EMBEDS`; a table has `grid_side` squared entries."""
-    return GeometricPosEmbed(dim) if name == "geometry" else TablePosEmbed(dim, (grid_side, grid_side))
+def map_features(tokens: Tensor, regions: Tensor, img_size: tuple[int, int], grid_size: tuple[int, int]) -> Tensor:
+    """Irregular tokens as a regular map: each cell is the mean of the tokens on it, weighted by shared area.
+
+    Args:
+        tokens: (B, N, D).
+        regions: (B or 1, N, 4) in pixels, tiling the image.
+        img_size: H, W.
+        grid_size: G_h, G_w of the map.
+
+    Returns:
+        (B, D, G_h, G_w). Tokens on the uniform partition of that grid are only reshaped.
+    """
+    shares = region_shares(regions, img_size, grid_size).transpose(1, 2)  # (B, G_h * G_w, N)
+    weights = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+    return (weights.to(tokens.dtype) @ tokens).transpose(1, 2).unflatten(2, grid_size)
+
+
+def region_shares(regions: Tensor, img_size: tuple[int, int], grid_size: tuple[int, int]) -> Tensor:
+    """How much of every cell of a grid lies in every region: (B, N, 4) -> (B, N, G_h * G_w), in cells."""
+    x0, y0, x1, y1 = _fractions(regions, img_size)
+    rows = overlap(torch.stack([y0, y1], -1) * grid_size[0], grid_size[0])  # (B, N, 1, G_h)
+    cols = overlap(torch.stack([x0, x1], -1) * grid_size[1], grid_size[1])
+    return (rows.mT * cols).flatten(-2)
+
+
+def _fractions(regions: Tensor, img_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x0, y0, x1, y1 (B, N) as fractions of the image's sides."""
+    (height, width), (x0, y0, x1, y1) = img_size, regions.unbind(-1)
+    return x0 / width, y0 / height, x1 / width, y1 / height

@@ -2,23 +2,32 @@
 
 from typing import Any
 
-# Model scales (timm's word is variant): what a ViT of that size is made of.
+# Model scales (timm's word is variant) of each backbone: what a model of that size is made of.
 # The two small ones keep torch's initialisation: timm's, a standard deviation of 0.02 whatever the width, is made for
 # the others and holds narrow models on the first plateau of their training.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "nano": {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "weight_init": "skip"},
-    "micro": {"embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "weight_init": "skip"},
-    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "mlp_ratio": 4.0},
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0},
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "vit": {
+        "nano": {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "weight_init": "skip"},
+        "micro": {"embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "weight_init": "skip"},
+    },
+    "deit": {
+        "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "mlp_ratio": 4.0},
+        "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
+        "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0},
+    },
 }
-BACKBONES = ("vit",)
+BACKBONES = tuple(VARIANTS)
 TOKENIZERS = ("dart", "uniform")
-SCORERS = ("conv",)
+# The paper's token budgets; a model is registered for each of them.
+BUDGETS = (121, 144, 196, 288, 392)
+SCORERS = ("conv", "mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0")
 # Options that only the DART tokenizer reads: they are no part of another model's identity.
-DART_ONLY = ("scorer", "score_floor", "score_blur")
+DART_ONLY = ("scorer", "score_floor", "score_blur", "row_weight")
+PARTITIONS = ("flow", "grid")
+ROW_WEIGHTS = ("mass", "density")
 SAMPLINGS = ("area", "point")
 POS_EMBEDS = ("geometry", "table")
+MODES = ("invariant", "paper")
 
 
 def model_name(tokenizer: str, backbone: str, variant: str) -> str:

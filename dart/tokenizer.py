@@ -1,60 +1,70 @@
-"""Images in, tokens out: scores -> density -> partition -> patches -> tokens (arXiv 2506.10390, section 3).
+"""Images in, tokens out: scores -> density -> regions -> patches -> tokens (arXiv 2506.10390, section 3).
 
-# B batch, C channels, H W image pixels, G_h G_w score grid, R rows, N tokens, P patch side, D embedding
+# B batch, C channels, H W image pixels, G_h G_w score grid, N tokens, P patch side, D embedding
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dart.partition import Partition, flow_partition, geometry_dtype, plan_rows, uniform_partition
-from dart.pos_embed import build_pos_embed
-from dart.sampling import sample_patches
+from dart.kernels import sample_regions
+from dart.partition import geometry_dtype, partition_image, uniform_regions
+from dart.pos_embed import GeometricPosEmbed, carry_table
+from dart.registry import PARTITIONS, POS_EMBEDS, ROW_WEIGHTS, SAMPLINGS
 from dart.scorer import scores_to_density
 
 
 class Tokenization(NamedTuple):
-    """Everything between an image and its tokens, for figures and tests.
+    """Everything between an image and its tokens, for models, figures and tests.
 
+    img_size: H, W.
     scores: (B, G_h, G_w) raw, or None for the uniform tokenizer.
     density: (B, G_h, G_w), sum 1 per image.
-    row_edges: (B, R + 1) pixels.
-    regions: (B, N, 4) as x0, y0, x1, y1 pixels, in reading order.
+    regions: (B or 1, N, 4) as x0, y0, x1, y1 pixels, in reading order; one partition may serve all images.
     patches: (B, N, C, P, P), what the model sees.
     tokens: (B, N, D).
     """
 
+    img_size: tuple[int, int]
     scores: Tensor | None
     density: Tensor
-    row_edges: Tensor
     regions: Tensor
     patches: Tensor
     tokens: Tensor
 
 
 class DartTokenizer(nn.Module):
-    """Learned regions, read at patch resolution, projected, with their positions.
+    """Learned regions, read at patch resolution and projected; an image's tokens never depend on its batch mates.
 
-    Takes the place of timm's `PatchEmbed`: call it with images, get tokens.
+    Takes the place of timm's `PatchEmbed`: call it with images, get tokens. With uniform scores, and as many tokens
+    as the image has patches, the tokens are those of `PatchEmbed`.
 
     Args:
-        img_size: Side in pixels of the images the position table is laid out for; any size is accepted.
-        patch_size: P; every region is read at P x P pixels.
+        img_size: H, W that the model is made for, or one number for both; `forward` takes any other size too.
+        patch_size: P.
         in_chans: C.
         embed_dim: D.
-        scorer: Images to raw scores (B, G_h, G_w), see `dart.scorer`; None cuts the uniform grid, which is what
+        scorer: Images to raw scores (B, G_h, G_w). None cuts the uniform grid, which is what
             DART is compared with, everything else being equal.
         token_budget: N, patch tokens per image; `forward` can be told another.
         num_rows: R; None for round(sqrt(N)).
+        partition: "flow" or "grid", see `dart.partition`.
+        row_weight: "mass" or "density", see `dart.partition.flow_regions`.
         score_floor: Uniform share of the density, in (0, 1].
         score_blur: Passes of a 3 x 3 mean filter over the density.
-        sampling: "area" or "point", see `dart.sampling.sample_patches`.
-        pos_embed: "geometry" or "table", see `dart.pos_embed`.
+        sampling: "area" or "point", see `dart.kernels.sample_regions`.
+        pos_embed: "geometry" adds an embedding of each region's place and size; "table" leaves positions to the
+            model (`dart.pos_embed.carry_table`).
+        norm_layer: Makes a norm of the finished tokens.
     """
 
     def __init__(
         self,
-        img_size: int,
+        img_size: int | tuple[int, int],
         patch_size: int,
         in_chans: int,
         embed_dim: int,
@@ -62,50 +72,124 @@ class DartTokenizer(nn.Module):
         *,
         token_budget: int,
         num_rows: int | None = None,
+        partition: str = "flow",
+        row_weight: str = "mass",
         score_floor: float = 0.3,
         score_blur: int = 2,
         sampling: str = "area",
         pos_embed: str = "geometry",
+        norm_layer: Callable[[int], nn.Module] | None = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        if not 1 <= token_budget <= img_size**2:
-            raise ValueError(f"token_budget = {token_budget}: must be from 1 to the image's {img_size**2} pixels")
-        self.img_size = (img_size, img_size)
+        self.img_size = to_pair(img_size)
         self.patch_size = (patch_size, patch_size)
-        self.num_patches = token_budget
+        self.in_chans = in_chans
+        self.num_patches = check_budget(token_budget, self.img_size)
         self.num_rows = num_rows
+        self.partition = one_of("partition", partition, PARTITIONS)
+        self.row_weight = one_of("row_weight", row_weight, ROW_WEIGHTS)
+        self.sampling = one_of("sampling", sampling, SAMPLINGS)
+        if not 0 < score_floor <= 1:
+            raise ValueError(f"score_floor = {score_floor}: must be above 0 and at most 1 (share that is uniform)")
         self.score_floor, self.score_blur = score_floor, score_blur
-        self.sampling = sampling
         self.scorer = scorer
-        self.proj = nn.Linear(in_chans * patch_size**2, embed_dim)
-        self.pos_embed = build_pos_embed(pos_embed, embed_dim, img_size // patch_size)
-        self.norm = nn.LayerNorm(embed_dim)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+        self.pos_embed = (
+            GeometricPosEmbed(embed_dim) if one_of("pos_embed", pos_embed, POS_EMBEDS) == "geometry" else None
+        )
+        self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
-    def forward(self, images: Tensor, num_patches: int | None = None) -> Tensor:
-        """(B, C, H, W) -> tokens (B, N, D), differentiable down to the scores."""
-        return self.inspect(images, num_patches).tokens
+    def forward(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> Tensor:
+        """(B, C, H, W) -> tokens (B, N, D), differentiable down to the scores.
 
-    def inspect(self, images: Tensor, num_patches: int | None = None) -> Tokenization:
+        Raises:
+            ValueError: another number of channels, a side below one patch, more tokens than pixels, not a number.
+        """
+        return self.inspect(images, num_patches, num_rows).tokens
+
+    def inspect(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> Tokenization:
         """As `forward`, with everything that leads to the tokens."""
         img_size = (images.shape[-2], images.shape[-1])
-        counts = plan_rows(num_patches or self.num_patches, self.num_rows)
-        scores, density, partition = self.partition(images, counts)
-        patches = sample_patches(images, partition, self.patch_size[0], self.sampling)
-        tokens = self.norm(self.proj(patches.flatten(2)) + self.pos_embed(partition, img_size))
-        regions = partition.regions().expand(len(images), -1, -1)
-        return Tokenization(scores, density, partition.row_edges, regions, patches, tokens)
+        check_images(images, self.in_chans, self.patch_size[0])
+        budget = check_budget(self.num_patches if num_patches is None else num_patches, img_size)
+        scores, density, regions = self.regions(images, budget, num_rows or self.num_rows)
+        patches = sample_regions(images, regions, self.patch_size[0], self.sampling)
+        tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed(regions, img_size)
+        return Tokenization(img_size, scores, density, regions, patches, self.norm(tokens))
 
-    def partition(self, images: Tensor, counts: tuple[int, ...]) -> tuple[Tensor | None, Tensor, Partition]:
-        """Scores, density (B, G_h, G_w) and partition of these images; without a scorer, one partition for all."""
+    def regions(self, images: Tensor, num_patches: int, num_rows: int | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Scores, density (B, G_h, G_w) and regions of these images; without a scorer, one partition for all."""
         img_size = (images.shape[-2], images.shape[-1])
         if self.scorer is None:
-            uniform = uniform_partition(counts, img_size, images.device, geometry_dtype(images.dtype))
-            cells = (len(images), len(counts), max(counts))
-            return None, uniform.row_edges.new_full(cells, 1 / (cells[1] * cells[2])), uniform
+            dtype = geometry_dtype(images.dtype)
+            shared = uniform_regions(num_patches, num_rows, img_size, images.device, dtype, self.partition)
+            return None, shared.new_ones(len(images), 1, 1), shared
         scores = self.scorer(images)
         density = scores_to_density(scores, self.score_floor, self.score_blur)
-        return scores, density, flow_partition(density, counts, img_size)
+        options = {"partition": self.partition, "row_weight": self.row_weight}
+        return scores, density, partition_image(density, img_size, num_patches, num_rows, **options)
 
-    def feat_ratio(self) -> int:
-        """Pixels per token side of the uniform grid (timm's contract)."""
-        return self.patch_size[0]
+    @staticmethod
+    def carry(table: Tensor, tokenization: Tokenization) -> Tensor:
+        """A square position table (1, G * G, D) averaged over each region: (B or 1, N, D)."""
+        side = math.isqrt(table.shape[1])
+        return carry_table(table, tokenization.regions, tokenization.img_size, (side, side))
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Make another image size the usual one (timm's contract); regions of any image are read at the same P."""
+        if patch_size is not None and to_pair(patch_size) != self.patch_size:
+            raise ValueError(f"patch_size = {patch_size}: the weights are of {self.patch_size}; create another model")
+        if img_size is not None:
+            self.img_size = to_pair(img_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """The regular grid of about as many cells as there are tokens, for feature maps (timm's contract)."""
+        return self.dynamic_feat_size(self.img_size)
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the feature map of an image of this size; one cell per token where sides allow."""
+        side = (img_size[0] * img_size[1] / self.num_patches) ** 0.5
+        return max(1, round(img_size[0] / side)), max(1, round(img_size[1] / side))
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels per cell of `grid_size`, to the nearest whole number (timm's contract)."""
+        ratio = (round(self.img_size[0] / self.grid_size[0]), round(self.img_size[1] / self.grid_size[1]))
+        return max(ratio) if as_scalar else ratio
+
+
+def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size as height, width."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def one_of(where: str, value: str, known: tuple[str, ...]) -> str:
+    """The value, if it is a known name."""
+    if value not in known:
+        raise ValueError(f"{where} = {value!r}: unknown; known: {', '.join(known)}")
+    return value
+
+
+def check_budget(token_budget: int, img_size: tuple[int, int]) -> int:
+    """The budget, if an image of that size allows it."""
+    pixels = img_size[0] * img_size[1]
+    if not 1 <= token_budget <= pixels:
+        raise ValueError(f"token_budget = {token_budget}: must be from 1 to the image's {pixels} pixels")
+    return token_budget
+
+
+def check_images(images: Tensor, in_chans: int, patch_size: int) -> None:
+    """Refuse what cannot be tokenized. Values are looked at on the CPU only: elsewhere it would wait."""
+    if images.ndim != 4 or images.shape[1] != in_chans:
+        raise ValueError(f"images = {tuple(images.shape)}: must be (batch, {in_chans}, height, width)")
+    if min(images.shape[-2:]) < patch_size:
+        size = f"{images.shape[-2]} x {images.shape[-1]}"
+        raise ValueError(f"images = {size} px: sides must be at least one patch ({patch_size} px); resize them")
+    if images.device.type == "cpu" and not torch.compiler.is_compiling() and not images.sum().isfinite():
+        odd = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if odd:  # a sum of finite numbers may overflow
+            raise ValueError(f"images[{odd[0]}] = NaN or infinity: pixels must be finite; check the decoding")

@@ -49,10 +49,18 @@ class ModelConfig(Strict):
     """The backbone: everything after the tokens."""
 
     backbone: Annotated[str, one_of(registry.BACKBONES)]
-    variant: Annotated[str, one_of(registry.VARIANTS)]
+    variant: Annotated[str, one_of(variant for scales in registry.VARIANTS.values() for variant in scales)]
     img_size: int = Field(ge=1)  # pixels, square
     patch_size: int = Field(ge=1)  # pixels on the side of every token's patch, whatever its region's size
     in_chans: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _backbone_has_variant(self) -> "ModelConfig":
+        known = registry.VARIANTS[self.backbone]
+        if self.variant not in known:
+            said = problem("variant", self.variant, f"not of backbone {self.backbone}", f"known: {', '.join(known)}")
+            raise PydanticCustomError("several_keys", "inconsistent", {"said": said})
+        return self
 
 
 class TokenizerConfig(Strict):
@@ -61,6 +69,8 @@ class TokenizerConfig(Strict):
     name: Annotated[str, one_of(registry.TOKENIZERS)]
     token_budget: int = Field(ge=1)  # patch tokens per image, class token excluded
     num_rows: Annotated[int, Field(ge=1)] | None
+    partition: Annotated[str, one_of(registry.PARTITIONS)]
+    row_weight: Annotated[str, one_of(registry.ROW_WEIGHTS)]
     scorer: Annotated[str, one_of(registry.SCORERS)]
     score_floor: Annotated[float, Field(gt=0, le=1)]
     score_blur: int = Field(ge=0)

@@ -231,5 +231,7 @@ def write_gallery(
         labels=predictions.labels[chosen],
         predictions=predictions.classes[chosen, 0],
         confidences=predictions.confidences[chosen],
-        **{name: getattr(tokens, name).numpy() for name in ("density", "regions", "patches")},
+        density=tokens.density.numpy(),
+        regions=tokens.regions.expand(len(images), -1, -1).numpy(),  # one partition may serve all
+        patches=tokens.patches.numpy(),
     )

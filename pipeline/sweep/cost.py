@@ -30,9 +30,9 @@ def relative_cost(trial: Trial, num_samples: int) -> float:
     return _macs(trial.science()) * num_samples * trial.train.epochs
 
 
-def macs_of_tokens(variant: str, tokens: int) -> float:
+def macs_of_tokens(backbone: str, variant: str, tokens: int) -> float:
     """Multiply-accumulates of a transformer's blocks for one image of this budget."""
-    size = VARIANTS[variant]
+    size = VARIANTS[backbone][variant]
     width = size["embed_dim"]
     per_token = (4 + 2 * size["mlp_ratio"]) * width**2 + 2 * tokens * width
     return size["depth"] * tokens * per_token
@@ -73,4 +73,6 @@ def _speed_key(science: dict[str, Any]) -> str:
 
 
 def _macs(science: dict[str, Any]) -> float:
-    return macs_of_tokens(science["model"]["variant"], science["tokenizer"]["token_budget"])
+    return macs_of_tokens(
+        science["model"]["backbone"], science["model"]["variant"], science["tokenizer"]["token_budget"]
+    )

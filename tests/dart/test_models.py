@@ -1,128 +1,218 @@
-"""Theorems of the models: DART starts as its uniform twin, learns where to look, and keeps timm's contract."""
+"""Theorems of the models: DART starts as its uniform twin and keeps timm's whole contract."""
 
 import pytest
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.models import save_for_hf
 
 import dart.models
-from dart.registry import VARIANTS
-from dart.scorer import scores_to_density
+from dart.registry import BUDGETS, TOKENIZERS, VARIANTS
+from dart.scorer import ConvScorer
+
+SMALL = {"num_classes": 10, "in_chans": 1, "token_budget": 36}
+# The structure of a DART-DeiT (class token, carried table) at the size of a test.
+DEIT = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 64, "patch_size": 8, "table_size": 4, "scorer": "conv"}
+KINDS = [("dart_vit_micro", SMALL), ("dart_deit_tiny", {**DEIT, "num_classes": 10, "in_chans": 1, "token_budget": 16})]
 
 
-def build(name: str, **kwargs):
+def build(name: str = "dart_vit_micro", **kwargs):
+    """A model whose scorer, if it has one, is far from uniform."""
     torch.manual_seed(0)
-    return timm.create_model(name, **{"num_classes": 10, "in_chans": 1, "token_budget": 36, **kwargs})
+    model = timm.create_model(name, **{**SMALL, **kwargs})
+    if isinstance(model.patch_embed.scorer, ConvScorer):
+        torch.nn.init.normal_(model.patch_embed.scorer.head.weight)
+    return model.eval()
 
 
-def randomise_scorer(model) -> None:
-    generator = torch.Generator().manual_seed(1)
-    head = model.patch_embed.scorer.head
-    head.weight.data = torch.randn(head.weight.shape, generator=generator)
+def images_for(model, batch: int = 2):
+    return torch.rand(batch, 1, *model.patch_embed.img_size)
 
 
 def test_every_model_is_registered_with_timm():
-    names = [f"{kind}_vit_{variant}" for kind in ("dart", "uniform") for variant in VARIANTS]
-    assert set(names) <= set(timm.list_models())
+    names = {f"{kind}_{b}_{v}" for kind in TOKENIZERS for b, scales in VARIANTS.items() for v in scales}
+    names |= {f"dart_deit_{v}_{n}" for v in ("tiny", "small", "base") for n in BUDGETS if n != 196}
+    assert names <= set(timm.list_models())
+    assert timm.create_model("dart_deit_tiny_121").patch_embed.num_patches == 121
+    assert timm.get_pretrained_cfg("dart_deit_small").input_size == (3, 448, 448)
 
 
-@pytest.mark.parametrize("pos_embed", ["geometry", "table"])
-def test_before_training_dart_is_its_uniform_twin(pos_embed):
-    dart_model = build("dart_vit_micro", pos_embed=pos_embed).eval()
-    uniform = build("uniform_vit_micro", pos_embed=pos_embed).eval()
-    missing = uniform.load_state_dict(dart_model.state_dict(), strict=False)
+@pytest.mark.parametrize("kwargs", [{}, {"pos_embed": "table", "table_size": 12}])
+def test_before_training_dart_is_its_uniform_twin(kwargs):
+    model = timm.create_model("dart_vit_micro", **SMALL, **kwargs).eval()
+    uniform = build("uniform_vit_micro", **kwargs)
+    missing = uniform.load_state_dict(model.state_dict(), strict=False)
     assert not missing.missing_keys
     images = torch.rand(3, 1, 96, 96)
-    torch.testing.assert_close(dart_model(images), uniform(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(images), uniform(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dart_vit_micro", "uniform_vit_micro"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_uniform_tokens_are_timms_patch_embed(name, dtype, tolerance):
-    tokenizer = build(name, token_budget=144, in_chans=3).patch_embed.to(dtype)
-    reference = PatchEmbed(96, 8, 3, 64).to(dtype)
-    with torch.no_grad():
-        reference.proj.weight.copy_(tokenizer.proj.weight.unflatten(1, (3, 8, 8)))
-        reference.proj.bias.copy_(tokenizer.proj.bias)
-    images = torch.rand(2, 3, 96, 96, dtype=dtype)
-    patches = tokenizer.inspect(images).patches
-    torch.testing.assert_close(tokenizer.proj(patches.flatten(2)), reference(images), rtol=0, atol=tolerance)
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_small_patch16_224"])
+def test_a_uniform_deit_is_timms_deit(name):
+    """448 px images of 2 x 2 equal pixels, read as 196 tokens, are the 224 px images of a plain DeiT."""
+    torch.manual_seed(0)
+    plain = timm.create_model(name).eval()
+    ours = timm.create_model(f"uniform_{name.split('_patch')[0]}", sampling="area").eval()
+    assert not ours.load_state_dict(plain.state_dict(), strict=True).missing_keys
+    images = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(
+        ours(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), plain(images), rtol=1e-3, atol=1e-4
+    )
 
 
-def test_an_image_does_not_depend_on_its_batch_mates():
-    model = build("dart_vit_micro").train()  # in training too: no batch statistics anywhere
-    randomise_scorer(model)
-    model.double()
-    images = torch.rand(4, 1, 96, 96, dtype=torch.float64)
-    images[1:] *= 5
-    alone = model.patch_embed.inspect(images[:1])
-    together = model.patch_embed.inspect(images)
-    torch.testing.assert_close(alone.regions[0], together.regions[0], rtol=0, atol=1e-9)
-    torch.testing.assert_close(model(images[:1])[0], model(images)[0], rtol=0, atol=1e-9)
+def test_weights_of_a_plain_deit_start_a_dart_model(tmp_path):
+    plain = timm.create_model("deit_tiny_patch16_224")
+    path = tmp_path / "deit.pth"
+    torch.save({"model": plain.state_dict()}, path)
+    overlay = {"file": str(path), "hf_hub_id": None}
+    model = timm.create_model(
+        "dart_deit_tiny", pretrained=True, scorer="conv", num_classes=7, pretrained_cfg_overlay=overlay
+    )
+    ours = model.state_dict()
+    same = [name for name, value in plain.state_dict().items() if name in ours and value.equal(ours[name])]
+    assert len(same) == len(plain.state_dict()) - 2, "all but the head"
+    assert model.head.out_features == 7
 
 
-def test_gradient_reaches_the_scorer():
-    model = build("dart_vit_micro").train()
-    images = torch.rand(2, 1, 96, 96)
-    model(images).square().sum().backward()
-    assert model.patch_embed.scorer.head.weight.grad.abs().max() > 0
+def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "deit.pth"
+    torch.save(timm.create_model("deit_tiny_patch16_224").state_dict(), path)
+    overlay = {"file": str(path), "hf_hub_id": None}
+    with pytest.raises(ValueError, match=r"checkpoint \S+ = .*: the model's is .*; it is the checkpoint of another"):
+        timm.create_model("dart_deit_small", pretrained=True, scorer="conv", pretrained_cfg_overlay=overlay)
+    with pytest.raises(ValueError, match="checkpoint has pos_embed: the model has no table"):
+        timm.create_model("dart_vit_micro", pretrained=True, in_chans=3, pretrained_cfg_overlay=overlay)
 
 
-@pytest.mark.parametrize("budget", [1, 2, 5, 16, 37, 64, 200])
-@pytest.mark.parametrize("size", [(96, 96), (64, 130)])
-def test_any_budget_and_any_size_with_the_same_weights(budget, size):
-    model = build("dart_vit_micro").eval()
-    randomise_scorer(model)
-    out = model.patch_embed.inspect(torch.rand(2, 1, *size), num_patches=budget)
-    assert out.tokens.shape == (2, budget, 64)
-    assert torch.isfinite(out.tokens).all()
-    area = (out.regions[..., 2] - out.regions[..., 0]) * (out.regions[..., 3] - out.regions[..., 1])
-    torch.testing.assert_close(area.sum(1), torch.full((2,), float(size[0] * size[1])))
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_another_budget_at_call_time_or_from_now_on(name, kwargs):
+    model = build(name, **kwargs)
+    images = images_for(model)
+    asked = model(images, num_patches=20, num_rows=4)
+    assert not torch.allclose(asked, model(images))
+    model.set_token_budget(20, 4)
+    assert torch.equal(asked, model(images))
+    with pytest.raises(ValueError, match="token_budget = 0: must be from 1"):
+        model.set_token_budget(0)
 
 
-@pytest.mark.parametrize("image", [torch.zeros(1, 1, 96, 96), torch.full((1, 1, 96, 96), 1e4)])
-def test_constant_images_have_finite_gradients(image):
-    model = build("dart_vit_micro").train()
-    randomise_scorer(model)
-    model(image).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_forward_is_features_then_head(name, kwargs):
+    model = build(name, **kwargs)
+    images = images_for(model)
+    features = model.forward_features(images)
+    assert features.shape == (2, model.num_prefix_tokens + kwargs["token_budget"], model.embed_dim)
+    assert torch.equal(model.forward_head(features), model(images))
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
 
 
-def test_density_is_positive_smooth_and_keeps_its_floor():
-    scores = torch.full((1, 6, 6), -1e4)
-    scores[0, 2, 2] = 1e4
-    density = scores_to_density(scores, floor=0.3, blur=2)
-    torch.testing.assert_close(density.sum(), torch.tensor(1.0))
-    assert density.min() >= 0.3 / 36 - 1e-7
-    assert density.argmax() == 2 * 6 + 2
-    torch.testing.assert_close(scores_to_density(scores + 7, 0.3, 2), density)
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_intermediates_are_maps_regridded_from_the_tokens(name, kwargs):
+    model = build(name, **kwargs)
+    images = images_for(model)
+    final, maps = model.forward_intermediates(images, indices=[0, 2])
+    assert torch.equal(final, model.forward_features(images))
+    side = round(kwargs["token_budget"] ** 0.5)
+    assert [m.shape for m in maps] == [(2, model.embed_dim, side, side)] * 2
+    tokens = model.forward_intermediates(images, indices=[2], norm=True, output_fmt="NLC", intermediates_only=True)[0]
+    assert torch.equal(tokens, model.forward_features(images)[:, model.num_prefix_tokens :])
+    # Tokens tile the image, so the mean of a map is the mean of its tokens by area.
+    x0, y0, x1, y1 = model.patch_embed.inspect(images).regions.unbind(-1)
+    area = (x1 - x0) * (y1 - y0)
+    expected = (tokens * area[..., None]).sum(1) / area.sum(1, keepdim=True)
+    regridded = model.forward_intermediates(images, indices=[2], norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(regridded.mean((2, 3)), expected, rtol=1e-3, atol=1e-3)
+    named = model.forward_intermediates(images, indices=1, output_dict=True, return_prefix_tokens=True)
+    assert {"image_intermediates", "image_features"} <= set(named)
 
 
-def test_weight_decay_leaves_the_scorer_alone():
-    model = build("dart_vit_micro")
-    scorer = {name for name, _ in model.named_parameters() if ".scorer." in name}
-    assert scorer <= model.no_weight_decay()
-    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+def test_maps_of_the_uniform_grid_are_the_tokens_themselves():
+    model = build("uniform_vit_micro")
+    images = images_for(model)
+    tokens = model.forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True)[0]
+    maps = model.forward_intermediates(images, 1, intermediates_only=True)[0]
+    torch.testing.assert_close(maps.flatten(2).transpose(1, 2), tokens)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_features_only(name, kwargs):
+    model = timm.create_model(name, features_only=True, out_indices=(0, 2), **kwargs).eval()
+    side = round(kwargs["token_budget"] ** 0.5)
+    maps = model(torch.rand(2, 1, *model.model.patch_embed.img_size))
+    assert [m.shape[2:] for m in maps] == [(side, side)] * 2
+    assert model.feature_info.channels() == [m.shape[1] for m in maps]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_another_input_size_needs_no_weights(name, kwargs):
+    model = build(name, **kwargs)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.set_input_size((64, 160))
+    assert model.patch_embed.img_size == (64, 160)
+    images = torch.rand(1, 1, 64, 160)
+    assert model(images).shape == (1, 10)
+    rows, cols = model.patch_embed.grid_size
+    assert model.forward_intermediates(images, 1, intermediates_only=True)[0].shape[2:] == (rows, cols)
+    assert cols >= 2 * rows
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="patch_size = 4: the weights are of"):
+        model.set_input_size(patch_size=4)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_gradient_checkpointing_changes_no_gradient(name, kwargs):
+    gradients = []
+    for enable in (False, True):
+        model = build(name, **kwargs).train()
+        model.set_grad_checkpointing(enable)
+        model(torch.linspace(0, 1, 64 * 64).view(1, 1, 64, 64)).sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name_, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name_], msg=name_)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+def test_groups_and_weight_decay_cover_the_names(name, kwargs):
+    model = build(name, **kwargs)
+    names = {n for n, _ in model.named_parameters()}
+    assert model.no_weight_decay() <= names
+    assert {n for n in names if ".scorer." in n} <= model.no_weight_decay()
+    groups = timm.models.group_parameters(model, model.group_matcher())
+    stem = set(groups[0])
+    assert {n for n in names if n.startswith("patch_embed.")} <= stem
+    assert sum(map(len, groups.values())) == len(names)
 
 
 def test_state_dict_round_trip_and_head_reset():
-    model = build("dart_vit_micro").eval()
-    other = build("dart_vit_micro").eval()
-    randomise_scorer(model)
+    model, other = build(), timm.create_model("dart_vit_micro", **SMALL).eval()
     other.load_state_dict(model.state_dict(), strict=True)
-    images = torch.rand(1, 1, 96, 96)
+    images = images_for(model)
     assert torch.equal(model(images), other(images))
     model.reset_classifier(7)
-    assert model(images).shape == (1, 7)
-    assert model.forward_features(images).shape == (1, 36, 64)
+    assert model(images).shape == (2, 7)
+    assert model.get_classifier().out_features == 7
+    model.reset_classifier(0)
+    assert model(images).shape == (2, model.num_features)
 
 
-@pytest.mark.parametrize("budget", [0, -3, 96 * 96 + 1])
-def test_a_budget_out_of_range_is_refused(budget):
-    with pytest.raises(ValueError, match=f"token_budget = {budget}: must be from 1 to the image's 9216 pixels"):
-        build("dart_vit_micro", token_budget=budget)
+def test_saved_for_the_hub_and_created_from_there(tmp_path):
+    model = build(token_budget=25)
+    save_for_hf(model, str(tmp_path), model_args={**SMALL, "token_budget": 25}, safe_serialization=True)
+    assert not list(tmp_path.glob("*.bin")), "safetensors only"
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = images_for(model)
+    assert again.patch_embed.num_patches == 25
+    assert torch.equal(model(images), again(images))
 
 
 def test_options_of_dart_do_not_reach_the_uniform_twin():
     model = dart.models.build("uniform_vit_micro", num_classes=3, scorer="conv", score_floor=0.1, score_blur=0)
     assert not [name for name, _ in model.named_parameters() if "scorer" in name]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mode": "exact"}, {"pos_embed": "rope"}, {"partition": "quad"}, {"sampling": "box"}]
+)
+def test_unknown_names_are_refused_when_the_model_is_made(wrong):
+    with pytest.raises(ValueError, match=r"= '\w+': unknown; known: "):
+        build(**wrong)

@@ -4,80 +4,103 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dart.partition import flow_partition, overlap, plan_rows, uniform_partition
-from dart.sampling import sample_patches, subdivide
+from dart.kernels import sample_regions
+from dart.partition import flow_regions, overlap, uniform_regions
+
+CPU = torch.device("cpu")
 
 
-def random_partition(batch: int, counts: tuple[int, ...], img_size: tuple[int, int], seed: int = 0):
+def random_regions(batch: int, num_patches: int, num_rows: int, img_size: tuple[int, int], seed: int = 0):
     density = torch.rand(batch, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.1
-    return flow_partition(density, counts, img_size)
+    return flow_regions(density, num_patches, num_rows, img_size)
 
 
-def test_uniform_regions_of_patch_size_are_the_patches():
+def cell_edges(start, stop, parts: int):
+    return start + (stop - start) * torch.arange(parts + 1, dtype=torch.float64) / parts
+
+
+@pytest.mark.parametrize("sampling", ["area", "point"])
+def test_uniform_regions_of_patch_size_are_the_patches(sampling):
     images = torch.rand(2, 3, 32, 48)
-    partition = uniform_partition(plan_rows(24, 4), (32, 48), images.device, torch.float32)
-    patches = sample_patches(images, partition, 8)
+    patches = sample_regions(images, uniform_regions(24, 4, (32, 48), CPU, torch.float32), 8, sampling)
     expected = F.unfold(images, 8, stride=8).transpose(1, 2).reshape(2, 24, 3, 8, 8)
     torch.testing.assert_close(patches, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_area_sampling_is_the_exact_box_filter():
     images = torch.rand(2, 2, 30, 44, dtype=torch.float64)
-    counts, patch = plan_rows(13, 3), 4
-    partition = random_partition(2, counts, (30, 44))
-    patches = sample_patches(images, partition, patch)
-    regions = partition.regions()
+    regions = random_regions(2, 13, 3, (30, 44))
+    patches = sample_regions(images, regions, 4)
     for b in range(2):
-        for n in range(13):
-            x = subdivide(regions[b, n, [0, 2]], patch)
-            y = subdivide(regions[b, n, [1, 3]], patch)
+        for n, (x0, y0, x1, y1) in enumerate(regions[b]):
+            x, y = cell_edges(x0, x1, 4), cell_edges(y0, y1, 4)
             wx, wy = overlap(x, 44) / x.diff()[:, None], overlap(y, 30) / y.diff()[:, None]
             torch.testing.assert_close(patches[b, n], torch.einsum("ph,chw,qw->cpq", wy, images[b], wx))
 
 
+def test_float32_keeps_the_precision_of_a_large_bright_image():
+    images = torch.rand(1, 1, 448, 448) + 10
+    regions = random_regions(1, 196, 14, (448, 448))
+    exact = sample_regions(images.double(), regions, 16)
+    torch.testing.assert_close(sample_regions(images, regions.float(), 16), exact.float(), rtol=0, atol=2e-4)
+
+
 def test_point_sampling_is_bilinear_interpolation():
     images = torch.rand(2, 2, 30, 44, dtype=torch.float64)
-    counts, patch = plan_rows(13, 3), 4
-    partition = random_partition(2, counts, (30, 44))
-    patches = sample_patches(images, partition, patch, "point")
-    regions = partition.regions()
-    offsets = (torch.arange(patch, dtype=torch.float64) + 0.5) / patch
-    for n in range(13):
-        x = regions[:, n, :1] + (regions[:, n, 2:3] - regions[:, n, :1]) * offsets
-        y = regions[:, n, 1:2] + (regions[:, n, 3:] - regions[:, n, 1:2]) * offsets
-        where = torch.stack([2 * x / 44 - 1, 2 * y / 30 - 1], -1)
-        grid = torch.stack([where[:, None, :, 0].expand(-1, patch, -1), where[:, :, None, 1].expand(-1, -1, patch)], -1)
-        expected = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        torch.testing.assert_close(patches[:, n], expected)
+    regions = random_regions(2, 13, 3, (30, 44))
+    patches = sample_regions(images, regions, 4, "point")
+    for b in range(2):
+        for n, (x0, y0, x1, y1) in enumerate(regions[b]):
+            x, y = (((e[1:] + e[:-1]) / 2 - 0.5) for e in (cell_edges(x0, x1, 4), cell_edges(y0, y1, 4)))
+            wx, wy = tent(x.clamp(0, 43), 44), tent(y.clamp(0, 29), 30)
+            torch.testing.assert_close(patches[b, n], torch.einsum("ph,chw,qw->cpq", wy, images[b], wx))
+
+
+def tent(positions, size: int):
+    """The weights of linear interpolation at positions counted from the centre of pixel 0."""
+    return (1 - (positions[:, None] - torch.arange(size)).abs()).clamp(min=0)
 
 
 @pytest.mark.parametrize("sampling", ["area", "point"])
-def test_gradients_are_exact(sampling):
-    images = torch.rand(2, 1, 12, 15, dtype=torch.float64, requires_grad=True)
-    density = (torch.rand(2, 4, 4, dtype=torch.float64) + 0.3).requires_grad_()
-
-    def patches(images, density):
-        partition = flow_partition(density, plan_rows(7, 3), (12, 15))
-        return sample_patches(images, partition, 3, sampling)
-
-    assert torch.autograd.gradcheck(patches, (images, density))
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_are_exact(sampling, shared):
+    images = torch.rand(2, 2, 12, 15, dtype=torch.float64, requires_grad=True)
+    # Inside the image and off the pixel grid: at borders the derivative has two sides.
+    regions = (random_regions(1 if shared else 2, 7, 3, (12, 15)) * 0.9 + 0.53).requires_grad_()
+    assert torch.autograd.gradcheck(lambda i, r: sample_regions(i, r, 3, sampling), (images, regions))
 
 
 @pytest.mark.parametrize("sampling", ["area", "point"])
-def test_a_constant_image_stays_constant(sampling):
+def test_shared_regions_are_those_of_each_image(sampling):
+    images = torch.rand(3, 2, 20, 20, dtype=torch.float64)
+    regions = random_regions(1, 5, 2, (20, 20))
+    expected = sample_regions(images, regions.expand(3, -1, -1), 4, sampling)
+    torch.testing.assert_close(sample_regions(images, regions, 4, sampling), expected)
+
+
+@pytest.mark.parametrize("sampling", ["area", "point"])
+@pytest.mark.parametrize("side", [1e-6, 1e-3, 0.5, 40])
+def test_a_constant_image_stays_constant(sampling, side):
     images = torch.full((1, 1, 40, 40), 3.5)
-    partition = random_partition(1, plan_rows(9), (40, 40))
-    torch.testing.assert_close(
-        sample_patches(images.double(), partition, 5, sampling), torch.full((1, 9, 1, 5, 5), 3.5).double()
-    )
+    regions = torch.tensor([[[7.3, 9.1, 7.3 + side, 9.1 + side], [0, 0, 40, 40]]]).clamp(max=40)
+    patches = sample_regions(images, regions, 5, sampling)
+    torch.testing.assert_close(patches, torch.full((1, 2, 1, 5, 5), 3.5))
 
 
 def test_area_sampling_does_not_alias():
     checkerboard = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(16, 16)[None, None]
-    partition = uniform_partition(plan_rows(4), (32, 32), checkerboard.device, torch.float32)
-    area, point = (sample_patches(checkerboard, partition, 8, kind) for kind in ("area", "point"))
-    assert area.abs().max() < 1e-5
-    shifted = uniform_partition(plan_rows(1), (32, 32), checkerboard.device, torch.float32)
-    moved = shifted._replace(row_edges=shifted.row_edges + 0.5, col_edges=shifted.col_edges + 0.5)
-    assert sample_patches(checkerboard, moved, 4, "point").abs().max() > 0.9
-    assert point.shape == area.shape
+    quarters = uniform_regions(4, 2, (32, 32), CPU, torch.float32)
+    assert sample_regions(checkerboard, quarters, 8).abs().max() < 1e-5
+    shifted = uniform_regions(1, 1, (32, 32), CPU, torch.float32) + 0.5
+    assert sample_regions(checkerboard, shifted, 4, "point").abs().max() > 0.9
+
+
+@pytest.mark.parametrize("sampling", ["area", "point"])
+def test_regions_that_are_not_numbers_do_not_read_wild_addresses(sampling):
+    patches = sample_regions(torch.rand(1, 1, 16, 16), torch.full((1, 2, 4), torch.nan), 4, sampling)
+    assert patches.shape == (1, 2, 1, 4, 4)
+
+
+def test_an_unknown_sampling_is_refused():
+    with pytest.raises(ValueError, match="sampling = 'box': unknown; known: 'area', 'point'"):
+        sample_regions(torch.rand(1, 1, 8, 8), torch.tensor([[[0.0, 0, 8, 8]]]), 2, "box")

@@ -1,0 +1,247 @@
+"""The authors' published checkpoints, and those of plain DeiT and Vim, as weights of our models: name by name, strict.
+
+    python -m dart.official CHECKPOINT.pth OUT.safetensors [--model dart_deit_small_392]
+
+Names differ in one prefix alone; the work is to find out which model a checkpoint is of, and to refuse what it is not.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OFFICIAL_SCORER, OUR_SCORER = "patch_embed.spn.spn.spn.", "patch_embed.scorer."
+VARIANTS = {192: "tiny", 384: "small", 768: "base"}
+# Entries that show a model's width, and the axis that does.
+WIDTHS = {"cls_token": 2, "pos_embed": 2, "patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "head.weight": 1}
+UNSUPPORTED = {
+    r"pre_image\.": "an RMT checkpoint: it has no tokens to adapt; there is no such model here",
+    r"(patch_embed\.)?score_backbone\.|temporal_pos_embedding$": "a video checkpoint; its embedder is in dart.paper",
+    r"dist_token$|head_dist\.": "a distilled DeiT: its second class token does not work with DART",
+}
+METADATA = "dart"  # the entry of a safetensors file's metadata that says which model the weights are of
+
+
+def convert(
+    state: "dict[str, Tensor]", model_name: str | None = None, **options: Any
+) -> "tuple[str, dict[str, Any], dict[str, Tensor]]":
+    """A checkpoint's entries under our names.
+
+    Args:
+        state: Official names to tensors, as under the key "model" of a published file.
+        model_name: One of ours; None to tell it from names and shapes. The number of tokens leaves no trace in the
+            weights: name dart_deit_small_392, or give `token_budget`, for another than 196.
+        options: Further keyword arguments of the model, kept with the weights: `token_budget`, `score_input` ...
+
+    Returns:
+        The model's name, its keyword arguments for `timm.create_model`, and its complete state dict.
+
+    Raises:
+        ValueError: it is no checkpoint of that model; every unknown, missing and misshapen entry is named.
+    """
+    guess, kwargs = recognise(state)
+    name, kwargs = model_name or guess, {**kwargs, **options}
+    import torch
+
+    try:
+        with torch.device("meta"):  # names and shapes are all that is asked for
+            expected = build(name, kwargs).state_dict()
+    except TypeError as error:
+        raise ValueError(f"{name}: cannot be built with {kwargs} ({error}); check the model's name") from error
+    ours = {our_name(key): value for key, value in state.items()}
+    if problems := compare(ours, expected):
+        lines = "\n".join(f"  {line}" for line in problems)
+        raise ValueError(f"checkpoint: not of {name}, {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
+    return name, kwargs, {key: ours[key] for key in expected}
+
+
+def recognise(state: "dict[str, Tensor]") -> tuple[str, dict[str, Any]]:
+    """Which of our models a checkpoint is of, from names and shapes alone: its name and keyword arguments."""
+    for pattern, what in UNSUPPORTED.items():
+        if found := next((key for key in state if re.match(pattern, key)), None):
+            raise ValueError(f"checkpoint has {found}: {what}")
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    kind = _kind(shapes)
+    widths = [shapes[key][axis] for key, axis in WIDTHS.items() if len(shapes.get(key, ())) > axis]
+    width = Counter(widths).most_common(1)[0][0] if widths else 0
+    dart = any(key.startswith(OFFICIAL_SCORER) for key in state)
+    kwargs: dict[str, Any] = {}
+    if kind == "vim" and width not in VARIANTS:
+        # A width of its own, as in a test: then the depth is its own too. No entry of a usual model may go unmissed.
+        kwargs |= {"embed_dim": width, "depth": len({key.split(".")[1] for key in state if key.startswith("layers.")})}
+    elif width not in VARIANTS:
+        raise ValueError(f"checkpoint: width {width} is none of DeiT's ({', '.join(map(str, VARIANTS))})")
+    if (head := shapes.get("head.weight", (1000,))) and head[0] != 1000:
+        kwargs["num_classes"] = head[0]
+    if dart:
+        kwargs |= {"mode": "paper"} | _recognise_scorer(shapes)
+    elif len(table := shapes.get("pos_embed", ())) == 3:
+        kwargs |= _plain_size(kind, round((table[1] - 1) ** 0.5))
+    prefix = "dart_" if dart else {"vim": "", "deit": "uniform_"}[kind]
+    return f"{prefix}{kind}_{VARIANTS.get(width, 'tiny')}", kwargs
+
+
+def compare(found: "dict[str, Tensor]", expected: "dict[str, Tensor]") -> list[str]:
+    """Every difference in names and shapes, one line each, under the official names; empty if there is none."""
+    missing = [f"missing {official_name(k)} {tuple(v.shape)}" for k, v in expected.items() if k not in found]
+    unknown = [f"unknown {official_name(k)} {tuple(v.shape)}" for k, v in found.items() if k not in expected]
+    misshapen = [
+        f"misshapen {official_name(k)} {tuple(found[k].shape)}: must be {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in found and found[k].shape != v.shape
+    ]
+    return missing + unknown + misshapen
+
+
+def our_name(name: str) -> str:
+    """An official entry name as we say it."""
+    return OUR_SCORER + name[len(OFFICIAL_SCORER) :] if name.startswith(OFFICIAL_SCORER) else name
+
+
+def official_name(name: str) -> str:
+    """Our entry name as the authors say it."""
+    return OFFICIAL_SCORER + name[len(OUR_SCORER) :] if name.startswith(OUR_SCORER) else name
+
+
+def read_checkpoint(path: Path) -> "dict[str, Tensor]":
+    """The entry "model" of a .pth file. Only tensors and plain values are read: a file cannot run code.
+
+    Raises:
+        ValueError: no such file, a file with anything else in it, or without that entry.
+    """
+    import torch
+
+    if not path.is_file():
+        raise ValueError("no such file")
+    try:
+        # Training scripts store their arguments beside the weights; a namespace is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"not a checkpoint that can be read safely ({reason})") from error
+    state = loaded.get("model") if isinstance(loaded, dict) else None
+    if not isinstance(state, dict):
+        keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, dict) else type(loaded).__name__
+        raise ValueError(f'has no entry "model" with a state dict; it holds {keys}')
+    if wrong := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise ValueError(f"its model has entries that are not tensors: {', '.join(wrong)}")
+    return state
+
+
+def write_weights(path: Path, model_name: str, kwargs: dict[str, Any], state: "dict[str, Tensor]") -> None:
+    """Weights with the name and keyword arguments of their model, all or nothing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt", METADATA: json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)}
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder; make it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Cloned, since safetensors takes neither views nor tensors that share their memory.
+        save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> "nn.Module":
+    """The model of a file that `python -m dart.official` wrote, with its weights, in evaluation mode.
+
+    Raises:
+        ValueError: no such file, or one that does not say which model it is of.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    if metadata is None:
+        raise ValueError(f"{path}: does not say which model it is of; write it with `python -m dart.official`")
+    spec = json.loads(metadata)
+    model = build(spec["model"], spec["kwargs"])
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def build(model_name: str, kwargs: dict[str, Any]) -> "nn.Module":
+    """One of our models, without any download."""
+    import timm
+
+    import dart.models
+    import dart.models.vim  # noqa: F401 (registers the models)
+
+    if not timm.is_model(model_name):
+        known = ", ".join(timm.list_models(["*dart_*", "uniform_*", "vim_*"]))
+        raise ValueError(f"model = {model_name!r}: unknown; known: {known}")
+    return timm.create_model(model_name, **kwargs)
+
+
+def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
+    """The backbone: deit or vim."""
+    if len(shapes.get("patch_embed.proj.weight", ())) == 5:
+        raise ValueError("checkpoint has patch_embed.proj.weight with a time axis: a video model; not supported here")
+    for kind, pattern in {"deit": r"blocks\.\d+\.attn\.", "vim": r"layers\.\d+\.mixer\."}.items():
+        if any(re.match(pattern, key) for key in shapes):
+            return kind
+    some = ", ".join(list(shapes)[:5]) or "nothing"
+    raise ValueError(f"checkpoint: neither of DeiT (blocks.*.attn) nor of Vim (layers.*.mixer); it has {some}")
+
+
+def _recognise_scorer(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The score network that most of what is there speaks for: a missing entry shall not make it another one."""
+    from dart.paper.scorer import SCORERS
+
+    stages = {match[1] for key in shapes if (match := re.match(rf"{re.escape(OFFICIAL_SCORER)}features\.(\d+)\.", key))}
+    first, last = (shapes.get(f"{OFFICIAL_SCORER}mlp.net.{i}.weight", ())[:2] for i in (0, 2))
+
+    def agreement(name: str) -> int:
+        spec = SCORERS[name]
+        layers = (spec.hidden, spec.num_features) == first, (spec.num_outputs, spec.hidden) == last
+        return sum(layers) + (spec.num_stages == len(stages))
+
+    return {"scorer": max(SCORERS, key=agreement)}
+
+
+def _plain_size(kind: str, side: int) -> dict[str, Any]:
+    """What the side of the position table says of a model without DART, whose patches are 16 px."""
+    size: dict[str, Any] = {} if side == 14 and kind == "vim" else {"img_size": 16 * side}
+    if kind == "deit":
+        size |= {"token_budget": side**2} | ({} if side == 14 else {"table_size": side})
+    return size
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m dart.official", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="the authors' .pth file")
+    parser.add_argument("out", type=Path, help="the safetensors file to write")
+    parser.add_argument("--model", help="our name of the model; told from the weights if not given")
+    parser.add_argument("--token-budget", type=int, help="patch tokens per image; the weights do not say (196)")
+    parser.add_argument("--score-input", choices=["full", "224"], help="what the score network sees (full)")
+    options = vars(parser.parse_args(arguments))
+    chosen = {key: options[key] for key in ("token_budget", "score_input") if options[key] is not None}
+    try:
+        name, kwargs, state = convert(read_checkpoint(options["checkpoint"]), options["model"], **chosen)
+        write_weights(options["out"], name, kwargs, state)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{options['checkpoint']}: {error}")
+    shown = "".join(f", {key}={value!r}" for key, value in kwargs.items())
+    print(f"{options['out']}: {len(state)} entries of timm.create_model({name!r}{shown})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Clips in, tokens out: the paper's tokenizer over space and time, for VideoMamba.
+
+# B batch, T frames, H W frame pixels, R rows, N tokens, P patch side, D embedding
+The frames are stacked into one tall image; rows cut it wherever the density says, between frames too.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dart.paper.geometry import (
+    CELL_PX,
+    carry_grid,
+    equal_mass_edges,
+    row_heights,
+    scores_to_density,
+    strip_density,
+)
+from dart.paper.sampling import sample_tokens
+from dart.paper.scorer import first_stages, standardise
+from dart.paper.tokenizer import GRID_SIDE
+from dart.partition import plan_rows
+from dart.tokenizer import check_budget
+
+FRAME_PX = CELL_PX * GRID_SIDE
+NUM_STAGES, NUM_FEATURES = 8, 48  # of MobileNetV3-Small: stride 16, so that a 224 px frame has 14 x 14 cells
+
+
+class VideoTokenization(NamedTuple):
+    """Everything between a clip and its tokens.
+
+    scores: (B, T, 14, 14), in [0, 1].
+    row_heights: (B, R) px of the stacked frames, sum 224 T.
+    strip_edges: (B, N + 1) px on the strip of all rows, from 0 to 224 R.
+    patches: (B, N, C, P, P).
+    tokens: (B, N, D), without position.
+    """
+
+    scores: Tensor
+    row_heights: Tensor
+    strip_edges: Tensor
+    patches: Tensor
+    tokens: Tensor
+
+
+class VideoScorer(nn.Module):
+    """What is new in a frame, weighed by what the video is about; every video standardised by itself.
+
+    The first frame has no predecessor: its score is 1/2 everywhere. Features are frozen, as in `PaperScorer`.
+    """
+
+    def __init__(self, pretrained: bool = False) -> None:
+        super().__init__()
+        self.features = first_stages("mobilenet_v3_small", NUM_STAGES, pretrained)
+        self.change = nn.Linear(NUM_FEATURES, NUM_FEATURES)
+        self.topic = nn.Linear(NUM_FEATURES, NUM_FEATURES)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(B, 3, T, 224, 224) -> scores (B, T, 14, 14) in [0, 1]."""
+        frames = clips.transpose(1, 2)
+        with torch.no_grad():
+            features = self.features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).movedim(2, -1)
+        change = self.change(features.diff(dim=1)).relu()  # (B, T - 1, 14, 14, 48)
+        topic = self.topic(features[:, 1:].mean((1, 2, 3))).sigmoid()
+        raw = torch.einsum("bthwf,bf->bthw", change, topic)
+        scores = (1.5 * (standardise(raw, (1, 2, 3)) - 1)).sigmoid()
+        return torch.cat([torch.full_like(scores[:, :1], 0.5), scores], 1)
+
+
+class VideoTokenizer(nn.Module):
+    """Clips of T frames of 224 px to N tokens and a class token, positions added.
+
+    Args:
+        num_frames: T, at least 2.
+        token_budget: N, tokens per clip.
+        embed_dim: D.
+        patch_size: P.
+        num_rows: R; None for floor(sqrt(N T)).
+        pretrained_scorer: Start the features from torchvision's ImageNet weights.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        token_budget: int,
+        embed_dim: int = 192,
+        patch_size: int = 16,
+        *,
+        num_rows: int | None = None,
+        pretrained_scorer: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_frames < 2:
+            raise ValueError(f"num_frames = {num_frames}: must be at least 2, scores compare frames")
+        self.num_frames, self.patch_size = num_frames, patch_size
+        self.num_patches = check_budget(token_budget, (num_frames * FRAME_PX, FRAME_PX))
+        self.num_rows = plan_rows(token_budget, num_rows or math.isqrt(token_budget * num_frames))
+        self.proj = nn.Conv3d(3, embed_dim, (1, patch_size, patch_size), (1, patch_size, patch_size))
+        self.scorer = VideoScorer(pretrained_scorer)
+
+    def forward(self, clips: Tensor, pos_embed: Tensor, time_embed: Tensor, cls_token: Tensor) -> Tensor:
+        """Tokens with their positions, the class token first.
+
+        Args:
+            clips: (B, 3, T, 224, 224).
+            pos_embed: (1, 1 + 196, D): the class token's row, then a row per grid cell.
+            time_embed: (1, T, D).
+            cls_token: (1, 1, D).
+
+        Returns:
+            (B, 1 + N, D).
+        """
+        tokenization = self.inspect(clips)
+        space, time = self.carry(pos_embed[:, 1:], time_embed, tokenization)
+        first = (cls_token + pos_embed[:, :1]).expand(len(clips), -1, -1)
+        return torch.cat([first, tokenization.tokens + space + time], 1)
+
+    def inspect(self, clips: Tensor) -> VideoTokenization:
+        """Everything that leads to the tokens, and the tokens without position."""
+        expected = (3, self.num_frames, FRAME_PX, FRAME_PX)
+        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+            rule = f"must be (batch, {', '.join(map(str, expected))})"
+            raise ValueError(f"clips.shape = {tuple(clips.shape)}: {rule}; resize the clip or choose other frames")
+        scores = self.scorer(clips)
+        with torch.autocast(clips.device.type, enabled=False):
+            density = scores_to_density(scores.flatten(1, 2))  # (B, 14 T, 14)
+            heights = row_heights(density.sum(-1), self.num_rows)
+            edges = equal_mass_edges(strip_density(density, heights), self.num_patches) * CELL_PX
+            patches = sample_tokens(clips.flatten(2, 3), heights, edges, self.patch_size).to(clips.dtype)
+        tokens = nn.functional.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+        return VideoTokenization(scores, heights, edges, patches, tokens)
+
+    def carry(self, table: Tensor, time_table: Tensor, tokenization: VideoTokenization) -> tuple[Tensor, Tensor]:
+        """Where and when every token is: tables (1, 196, D) and (1, T, D) -> (B, N, D) each."""
+        heights, edges = tokenization.row_heights, tokenization.strip_edges / CELL_PX
+        space = table.unflatten(1, (GRID_SIDE, GRID_SIDE)).repeat(1, self.num_frames, 1, 1)
+        time = time_table.repeat_interleave(GRID_SIDE, 1)[:, :, None].expand(-1, -1, GRID_SIDE, -1)
+        with torch.autocast(table.device.type, enabled=False):
+            space, time = (carry_grid(grid.to(edges.dtype), heights, edges).to(grid.dtype) for grid in (space, time))
+        return space, time
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' embedder entries by our names; the stages of the features that nobody reads are left out."""
+    names = {"score_backbone.": "scorer.", "score_head1.": "scorer.change.", "score_head2.": "scorer.topic."}
+    ours = {}
+    for name, value in state.items():
+        prefix = next((prefix for prefix in names if name.startswith(prefix)), "")
+        stage = name.split(".")[2] if prefix == "score_backbone." else "0"
+        if int(stage) < NUM_STAGES:
+            ours[names.get(prefix, "") + name.removeprefix(prefix)] = value
+    return ours

@@ -1,0 +1,105 @@
+"""models.npz: whole classifiers, from an official checkpoint to logits, and gradients down to the score network."""
+
+import re
+
+import pytest
+import timm
+import torch
+
+import dart.models  # noqa: F401 - registers the models
+from dart.official import convert
+
+from .goldens import both_precisions, check, entry_names, load, parameters, picture, tensor
+
+GOLDEN = load("models.npz")
+# A run is a model and what its score network sees: tiny196v2_full.
+RUNS = sorted({"_".join(name.split("_")[:2]) for name in GOLDEN})
+VARIANTS = {"tiny": "tiny", "sm": "small"}
+# The short names of parameters in the arrays of gradients.
+PARAMETERS = {"mlp": "patch_embed.scorer.mlp.net.", "proj_": "patch_embed.proj.", "head_": "head."}
+
+
+@pytest.mark.slow
+@both_precisions
+@pytest.mark.parametrize("run", RUNS)
+def test_model(run, dtype):
+    golden = {name.removeprefix(f"{run}_"): array for name, array in GOLDEN.items() if name.startswith(f"{run}_")}
+    model, nominal = load_model(run)
+    model = model.to(dtype).eval()
+    images = pictures(model, golden, dtype)
+    ours = {}
+    for batch in sorted({name.split("_")[0] for name in golden} - {"grad"}):
+        values = everything(model, images[: int(batch.removeprefix("b"))], nominal)
+        names = [name for name in golden if name.startswith(f"{batch}_")]
+        ours |= {name: part for name in names if (part := pick(values, name.removeprefix(f"{batch}_"))) is not None}
+    if "grad_w" in golden:
+        ours |= gradients(model, images, golden)
+    check(golden, ours, {"grad_w"})
+
+
+def load_model(run):
+    """The model of a run, by way of its official checkpoint, and its nominal pixels per side."""
+    name, given = run.split("_")
+    variant, budget, head, low, size = re.fullmatch(r"([a-z]+)(\d+)(v2)?(lowres(\d*))?", name).groups()
+    side = int(size or 224) if low else 448
+    state = parameters(entry_names(f"darvit_{variant}" + (f"_{head}" if head else "")))
+    options = {"token_budget": int(budget), "img_size": side, "score_input": given.removeprefix("r")}
+    name, kwargs, state = convert(state, f"dart_deit_{VARIANTS[variant]}", **options)
+    model = timm.create_model(name, **kwargs)
+    model.load_state_dict(state)
+    return model, side if low else side // 2
+
+
+def pictures(model, golden, dtype):
+    """The reference's pictures: extra models have a seed of their own, so the score array says which it is."""
+    shape = (2, 3, *model.patch_embed.img_size)
+    name = next(name for name in golden if name.endswith("score"))
+    for seed in (4, 5):
+        images = picture(shape, seed, dtype)
+        with torch.no_grad():
+            scores = model.patch_embed.scorer(images[: len(golden[name])]).flatten(1)
+        if float((scores.double() - tensor(golden[name], torch.float64)).abs().max()) < 1e-3:
+            break
+    return images
+
+
+@torch.no_grad()
+def everything(model, images, nominal):
+    """All that the goldens hold of a batch, in full."""
+    found = model.patch_embed.inspect(images)
+    positions = model.patch_embed.carry(model.pos_embed[:, 1:], found)
+    return {
+        "logits": model(images),
+        "score": found.scores.flatten(1),
+        "heights": found.row_heights * (nominal / 224),
+        "edges_px": found.strip_edges,
+        "tokens": found.tokens,
+        "pos": positions,
+    }
+
+
+def pick(values, name):
+    """The value an array is named after: all of it, its first or last entries along the tokens, or their norms."""
+    if name in values:
+        return values[name]
+    kind, part = name.rsplit("_", 1)
+    if kind not in values:
+        return None
+    if part == "norm":
+        return values[kind].norm(dim=-1)
+    match = re.fullmatch(r"(first|last)(\d+)", part)
+    return match and (values[kind][:, : int(match[2])] if match[1] == "first" else values[kind][:, -int(match[2]) :])
+
+
+def gradients(model, images, golden):
+    """The derivatives of a weighted sum of the logits that the goldens ask for."""
+    weights = tensor(golden["grad_w"], images.dtype)
+    (model(images[: len(weights)]) * weights).sum().backward()
+    grads = {f"grad_{short_name(name)}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: grad for name in golden if (grad := pick(grads, name)) is not None}
+
+
+def short_name(name):
+    """A parameter as the goldens say it: mlp2_weight, proj_bias, pos_embed."""
+    short, prefix = next(((s, p) for s, p in PARAMETERS.items() if name.startswith(p)), ("", ""))
+    return short + name.removeprefix(prefix).replace(".", "_")
