@@ -1,7 +1,7 @@
 """The paper's Params and GFLOPs columns, rebuilt: `python -m dart.cost [--csv FILE]`.
 
 Every DeiT row of arXiv 2506.10390 and every scoring network, counted on our models beside the published figures. Takes
-a few seconds and no memory: models are built and run on torch's meta device, which knows shapes only.
+half a minute on one core.
 """
 
 import argparse
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.02
 COUNTED = """\
-Params: all of them, and those that are trained; score networks are frozen in the paper, and count.
+Params: all of them, and those that are trained; score networks are frozen in the paper, and count. They are published
+in whole millions, those of the Ti rows rounded up (6.3 as 7): a difference that ends at the next million is no more.
 GFLOPs: as the paper counts them, one multiply-accumulate is one operation (fvcore's convention). Counted here are
 matrix products, convolutions and both products of attention of one forward pass of one image, score network, partition
 and position embedding included: half of what torch.utils.flop_counter says. Norms, activations, resizing, prefix sums
@@ -28,15 +29,12 @@ networks and tokens, for the authors' code has none of these.
 
 
 class Row(NamedTuple):
-    """A row of the paper: what it is called there, the model of ours that it is, and the published figures."""
+    """A row of the paper: which model, and the published figures; None where there is none."""
 
     table: str
     backbone: str
-    scorer: str
+    scorer: str | None  # None: no DART, the plain grid
     tokens: int
-    model_name: str
-    options: dict[str, Any]
-    img_size: int
     paper_params_m: int | None
     paper_gflops: float | None
     reason: str = ""  # why the GFLOPs differ, where they do
@@ -60,37 +58,40 @@ class Comparison(NamedTuple):
     reason: str
 
 
-def _paper(scorer: str, tokens: int) -> dict[str, Any]:
-    return {"mode": "paper", "scorer": scorer, "token_budget": tokens, "score_input": "224"}
-
-
+VARIANTS = {"DeiT-Ti": "tiny", "DeiT-S": "small", "DeiT-S +": "small", "DeiT-B": "base"}
+PAPER_MODE = {"mode": "paper", "score_input": "224"}
+SCORERS: dict[str, dict[str, Any]] = {
+    "MobileNetV3-Small": {**PAPER_MODE, "scorer": "mobilenetv3_small_v1"},
+    "MobileNetV3-Large": {**PAPER_MODE, "scorer": "mobilenetv3_large_v1"},
+    "MnasNet 0.5": {"scorer": "mnasnet_050", "frozen_scorer": True},
+    "SqueezeNet 1.1": {"scorer": "squeezenet1_1", "frozen_scorer": True},
+    "EfficientNet-B0": {**PAPER_MODE, "scorer": "efficientnet_b0_v1"},
+}
 EFFICIENTNET_REASON = (
-    "published 2.41 is not EfficientNet-B0 on 224 px, whose features take 0.39: on 384 px it would be 2.4, on the whole "
-    "448 px 2.8"
+    "published 2.41 does not follow from EfficientNet-B0 on 224 px, whose features take 0.39; "
+    "it would be 2.4 if 384 px were scored, and 2.8 with the whole 448 px"
 )
-TI, S, B = "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"
-MAIN, SCORERS = "classification", "scoring networks"
 ROWS = (
-    Row(MAIN, "DeiT-Ti", "none", 196, TI, {}, 224, 6, 1.26),
-    Row(MAIN, "DeiT-Ti", "MobileNetV3-Small", 196, "dart_deit_tiny", _paper("mobilenetv3_small_v1", 196), 448, 7, 1.32),
-    Row(MAIN, "DeiT-Ti", "MobileNetV3-Small", 121, "dart_deit_tiny", _paper("mobilenetv3_small_v1", 121), 448, 7, 0.8),
-    Row(MAIN, "DeiT-S", "none", 196, S, {}, 224, 22, 4.61),
-    Row(MAIN, "DeiT-S", "MobileNetV3-Large", 196, "dart_deit_small", _paper("mobilenetv3_large_v1", 196), 448, 24, 4.84),
-    Row(MAIN, "DeiT-S +", "none", 576, S, {"img_size": 384}, 384, 22, 15.5),
-    Row(MAIN, "DeiT-S +", "MobileNetV3-Large", 392, "dart_deit_small", _paper("mobilenetv3_large_v1", 392), 448, 24, 10.1),
-    Row(MAIN, "DeiT-B", "none", 196, B, {}, 224, 86, None),
-    Row(SCORERS, "DeiT-Ti", "none", 196, TI, {}, 224, 6, 1.26),
-    Row(SCORERS, "DeiT-Ti", "MobileNetV3-Small", 196, "dart_deit_tiny", _paper("mobilenetv3_small_v1", 196), 448, 7, 1.32),
-    Row(SCORERS, "DeiT-Ti", "MobileNetV3-Large", 196, "dart_deit_tiny", _paper("mobilenetv3_large_v1", 196), 448, None, None),
-    Row(SCORERS, "DeiT-Ti", "MnasNet 0.5", 196, "dart_deit_tiny", {"scorer": "mnasnet_050"}, 448, 7, 1.37),
-    Row(SCORERS, "DeiT-Ti", "SqueezeNet 1.1", 196, "dart_deit_tiny", {"scorer": "squeezenet1_1"}, 448, 7, 1.54),
-    Row(SCORERS, "DeiT-Ti", "EfficientNet-B0", 196, "dart_deit_tiny", _paper("efficientnet_b0_v1", 196), 448, 10, 2.41, EFFICIENTNET_REASON),
-)  # fmt: skip
+    Row("classification", "DeiT-Ti", None, 196, 6, 1.26),
+    Row("classification", "DeiT-Ti", "MobileNetV3-Small", 196, 7, 1.32),
+    Row("classification", "DeiT-Ti", "MobileNetV3-Small", 121, 7, 0.8),
+    Row("classification", "DeiT-S", None, 196, 22, 4.61),
+    Row("classification", "DeiT-S", "MobileNetV3-Large", 196, 24, 4.84),
+    Row("classification", "DeiT-S +", None, 576, 22, 15.5),
+    Row("classification", "DeiT-S +", "MobileNetV3-Large", 392, 24, 10.1),
+    Row("classification", "DeiT-B", None, 196, 86, None),
+    Row("scoring networks", "DeiT-Ti", None, 196, 6, 1.26),
+    Row("scoring networks", "DeiT-Ti", "MobileNetV3-Small", 196, 7, 1.32),
+    Row("scoring networks", "DeiT-Ti", "MobileNetV3-Large", 196, None, None),
+    Row("scoring networks", "DeiT-Ti", "MnasNet 0.5", 196, 7, 1.37),
+    Row("scoring networks", "DeiT-Ti", "SqueezeNet 1.1", 196, 7, 1.54),
+    Row("scoring networks", "DeiT-Ti", "EfficientNet-B0", 196, 10, 2.41, EFFICIENTNET_REASON),
+)
 
 
 def compare(row: Row) -> Comparison:
     """Build a row's model and set its cost beside the paper's."""
-    cost = count_cost(row.model_name, row.options, row.img_size)
+    cost = count_cost(*resolve(row))
     params_diff = _difference(cost.params / 1e6, row.paper_params_m)
     gflops_diff = _difference(cost.macs / 1e9, row.paper_gflops)
     reasons = []
@@ -102,23 +103,32 @@ def compare(row: Row) -> Comparison:
     return Comparison(row, cost, params_diff, gflops_diff, "; ".join(reasons))
 
 
+def resolve(row: Row) -> tuple[str, dict[str, Any], int]:
+    """A row's model: its name in timm, its options, and the side in pixels of the images that it reads."""
+    variant = VARIANTS[row.backbone]
+    if row.scorer is None:  # patches of 16 px: as many tokens as the image has
+        img_size = 16 * math.isqrt(row.tokens)
+        return f"deit_{variant}_patch16_224", {"img_size": img_size}, img_size
+    return f"dart_deit_{variant}", {"token_budget": row.tokens, **SCORERS[row.scorer]}, 448
+
+
 def count_cost(model_name: str, options: dict[str, Any], img_size: int) -> Cost:
     """The cost of a model that timm knows, for one RGB image of img_size x img_size pixels."""
     import timm
-    import torch
 
     import dart.models  # noqa: F401  (registers the models)
 
-    with torch.device("meta"):
-        model = timm.create_model(model_name, **options).eval()
-        macs = count_macs(model, (1, 3, img_size, img_size))
+    model = timm.create_model(model_name, **options).eval()
     parameters = list(model.parameters())
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return Cost(sum(parameter.numel() for parameter in parameters), trainable, macs)
+    return Cost(
+        params=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        macs=count_macs(model, (1, 3, img_size, img_size)),
+    )
 
 
 def count_macs(model: "nn.Module", shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one forward pass of zeros of this shape, on torch's current default device."""
+    """Multiply-accumulates of one forward pass of zeros of this shape."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -130,8 +140,12 @@ def count_macs(model: "nn.Module", shape: tuple[int, ...]) -> int:
 
 
 HEADER = (
-    "table", "backbone", "scorer", "tokens", "params (M)", "trained (M)", "paper", "diff", "GFLOPs", "paper", "diff",
-    "reason, above 2 %",
+    "table", "backbone", "scoring network", "tokens", "params (M)", "trained (M)", "paper", "diff (%)",
+    "GFLOPs", "paper", "diff (%)", "reason, where above 2 %",
+)  # fmt: skip
+CSV_HEADER = (
+    "table", "backbone", "scorer", "tokens", "params_m", "trainable_m", "params_m_paper", "params_diff_pct",
+    "gflops", "gflops_paper", "gflops_diff_pct", "reason",
 )  # fmt: skip
 
 
@@ -141,7 +155,7 @@ def format_row(found: Comparison) -> list[str]:
     return [
         row.table,
         row.backbone,
-        row.scorer,
+        row.scorer or "none (grid)",
         str(row.tokens),
         f"{cost.params / 1e6:.3f}",
         f"{cost.trainable / 1e6:.3f}",
@@ -155,12 +169,13 @@ def format_row(found: Comparison) -> list[str]:
 
 
 def format_table(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of text side by side, as Markdown."""
+    """Lines of cells, the first of them the header, as a Markdown table with straight columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    rule = ["-" * width for width in widths]
+    padded = [
+        [c.ljust(width) for c, width in zip(cells, widths, strict=True)] for cells in (lines[0], rule, *lines[1:])
     ]
-    return "\n".join([texts[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *texts[1:]])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,12 +192,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer = csv.writer(file)
             writer.writerows([CSV_HEADER, *lines])
     return int(any("UNEXPLAINED" in comparison.reason for comparison in found))
-
-
-CSV_HEADER = (
-    "table", "backbone", "scorer", "tokens", "params_m", "trainable_m", "params_m_paper", "params_diff_pct",
-    "gflops", "gflops_paper", "gflops_diff_pct", "reason",
-)  # fmt: skip
 
 
 def _difference(ours: float, paper: float | None) -> float | None:

@@ -181,8 +181,7 @@ def build(model_name: str, kwargs: dict[str, Any]) -> "nn.Module":
     """One of our models, without any download."""
     import timm
 
-    import dart.models
-    import dart.models.vim  # noqa: F401 (registers the models)
+    import dart.models.vim  # noqa: F401 (it and its package register the models)
 
     if not timm.is_model(model_name):
         known = ", ".join(timm.list_models(["*dart_*", "uniform_*", "vim_*"]))

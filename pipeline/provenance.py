@@ -23,7 +23,8 @@ CODE = (
     *(f"pipeline/train/{name}.py" for name in ("loop", "optim", "checkpoint")),
 )
 CODE += tuple(f"pipeline/data/{name}.py" for name in ("loader", "transforms", "index"))
-DRAWINGS = ("dart/draw.py",)  # below dart/, but no weight depends on it
+# Below dart/, but no weight depends on them.
+APART = ("dart/cost.py", "dart/deploy.py", "dart/draw.py", "dart/official.py")
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")
 
 
@@ -41,7 +42,7 @@ def code_sha256(root: Path = ROOT) -> str:
 def code_files(root: Path = ROOT) -> list[Path]:
     """The sources that weights depend on, sorted."""
     files = {path for pattern in CODE for path in root.glob(pattern)}
-    return sorted(files - {root / name for name in DRAWINGS})
+    return sorted(files - {root / name for name in APART})
 
 
 def collect(params: Iterable[Path] = (), root: Path = ROOT) -> dict[str, Any]:
