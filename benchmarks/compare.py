@@ -1,84 +1,90 @@
-"""The comparisons: contestants that do the same work, the first one being the yardstick."""
+"""How things are compared: contestants that do the same work take turns; the first one is the yardstick."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import timm
 import torch
-from timm.layers import PatchEmbed
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
-import dart.models  # registers with timm
-from dart.partition import flow_partition, plan_rows
-from dart.sampling import sample_patches
-from dart.tokenizer import DartTokenizer
 from pipeline.benchmark import measure_speeds
 
-Contestants = dict[str, Callable[[Tensor], object]]
+Contestant = Callable[[Tensor], Any]
 
 
-def run(name: str, rounds: int) -> None:
+class Comparison(NamedTuple):
+    """What is measured: every contestant is called with the images (B, C, H, W).
+
+    target: Least ratio to the yardstick that a contestant should reach, by its label.
+    memory: Show the peak of what each contestant allocates, too.
+    """
+
+    title: str
+    images: Tensor
+    contestants: dict[str, Contestant]
+    target: dict[str, float] = {}  # noqa: RUF012
+    memory: bool = False
+
+
+def show(comparison: Comparison, rounds: int) -> None:
     """Measure one comparison and print its table."""
-    title, images, contestants = {"sampling": sampling, "tokenizer": tokenizer, "models": models}[name]()
+    images, contestants = comparison.images, comparison.contestants
     speeds = measure_speeds(list(contestants.values()), [images] * len(contestants), rounds)
-    yardstick = speeds[0].median
-    print(f"\n{title}: {len(images)} images of {images.shape[-2]} x {images.shape[-1]} px, forward")
-    print(f"  {'':40} {'images/s':>10} {'25-75 %':>17} {'ratio':>7}")
-    for label, speed in zip(contestants, speeds, strict=True):
-        spread = f"{speed.q25:.0f}-{speed.q75:.0f}"
-        print(f"  {label:40} {speed.median:10.0f} {spread:>17} {speed.median / yardstick:6.2f}x")
+    print(f"\n{comparison.title}: {len(images)} images of {images.shape[-2]} x {images.shape[-1]} px")
+    extra = "extra MB" if comparison.memory else ""
+    print(f"  {'':48} {'images/s':>9} {'25-75 %':>15} {'ratio':>7} {'target':>7}{extra:>10}")
+    for (label, contestant), speed in zip(contestants.items(), speeds, strict=True):
+        target = f"{comparison.target[label]:.2f}x" if label in comparison.target else ""
+        memory = f"{peak_bytes(contestant, images) / 2**20:.1f}" if comparison.memory else ""
+        spread = f"{speed.q25:.3g}-{speed.q75:.3g}"
+        ratio = f"{speed.median / speeds[0].median:.2f}x"
+        print(f"  {label:48} {speed.median:9.4g} {spread:>15} {ratio:>7} {target:>7}{memory:>10}")
 
 
-def sampling() -> tuple[str, Tensor, Contestants]:
-    """196 regions of 448 px images read at 16 x 16, with the operators that people use for it."""
-    images = torch.rand(4, 3, 448, 448)
-    density = torch.rand(4, 14, 14) + 0.2
-    partition = flow_partition(density, plan_rows(196), (448, 448))
-    regions = partition.regions()
-    boxes = list(regions)
-    grid = _centres(regions, 16)
-    return (
-        "196 regions read at 16 x 16 px",
-        images,
-        {
-            "torch grid_sample (points)": lambda x: F.grid_sample(x, grid, align_corners=False),
-            "torchvision roi_align (4 points a cell)": lambda x: roi_align(x, boxes, 16, sampling_ratio=2),
-            "dart.sampling, point": lambda x: sample_patches(x, partition, 16, "point"),
-            "dart.sampling, area": lambda x: sample_patches(x, partition, 16, "area"),
-        },
-    )
+def forward(function: Contestant) -> Contestant:
+    """The forward pass alone, nothing kept for a backward pass."""
+    return function
 
 
-def tokenizer() -> tuple[str, Tensor, Contestants]:
-    """Images to 196 tokens of width 384: what DART adds to a plain patch embedding."""
-    images = torch.rand(4, 3, 448, 448)
-    scorer = timm.create_model("dart_vit_small", num_classes=0).patch_embed.scorer
-    return (
-        "196 tokens of width 384",
-        images,
-        {
-            "timm PatchEmbed, 32 px patches": PatchEmbed(448, 32, 3, 384).eval(),
-            "uniform regions": DartTokenizer(448, 16, 3, 384, None, token_budget=196).eval(),
-            "DART": DartTokenizer(448, 16, 3, 384, scorer, token_budget=196).eval(),
-        },
-    )
+def forward_backward(function: Contestant) -> Contestant:
+    """The forward pass and the gradients of everything that asks for one."""
+
+    def both(images: Tensor) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            function(images).sum().backward()
+
+    return both
 
 
-def models() -> tuple[str, Tensor, Contestants]:
-    """The models of the default suite."""
-    chosen = [("uniform_vit_micro", 36), ("dart_vit_micro", 36), ("uniform_vit_micro", 64), ("dart_vit_micro", 64)]
-    contestants: Contestants = {
-        f"{name}, {budget} tokens": dart.models.build(name, token_budget=budget, in_chans=1, num_classes=10).eval()
-        for name, budget in chosen
-    }
-    return "models of the digits suite", torch.rand(50, 1, 96, 96), contestants
+def peak_bytes(contestant: Contestant, images: Tensor) -> int:
+    """The most bytes alive between two operators beside what was there before; inside an operator nobody looks."""
+    with torch.no_grad(), _LiveBytes() as live:
+        contestant(images)
+    return live.peak
 
 
-def _centres(regions: Tensor, patch: int) -> Tensor:
-    """(B, N, 4) -> (B, N * P, P, 2), the cells' centres in grid_sample's coordinates, for square 448 px images."""
-    offsets = (torch.arange(patch) + 0.5) / patch
-    x = regions[..., :1] + (regions[..., 2:3] - regions[..., :1]) * offsets
-    y = regions[..., 1:2] + (regions[..., 3:] - regions[..., 1:2]) * offsets
-    x, y = x[:, :, None, :].expand(-1, -1, patch, -1), y[:, :, :, None].expand(-1, -1, -1, patch)
-    return (torch.stack([x, y], -1) / 224 - 1).flatten(1, 2)
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operators make and that still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.given: set[int] = set()  # storages that were there before
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, Tensor) and (key := value.untyped_storage()._cdata) not in self.alive:
+                self.given.add(key)
+        result = func(*args, **kwargs)
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                if storage._cdata not in self.given:
+                    self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result

@@ -46,10 +46,10 @@ def convert(
     Raises:
         ValueError: it is no checkpoint of that model; every unknown, missing and misshapen entry is named.
     """
-    guess, kwargs = recognise(state)
-    name, kwargs = model_name or guess, {**kwargs, **options}
     import torch
 
+    guess, kwargs = recognise(state)
+    name, kwargs = model_name or guess, {**kwargs, **options}
     try:
         with torch.device("meta"):  # names and shapes are all that is asked for
             expected = build(name, kwargs).state_dict()
@@ -58,7 +58,8 @@ def convert(
     ours = {our_name(key): value for key, value in state.items()}
     if problems := compare(ours, expected):
         lines = "\n".join(f"  {line}" for line in problems)
-        raise ValueError(f"checkpoint: not of {name}, {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ValueError(f"checkpoint: not of {name}, {count}\n{lines}")
     return name, kwargs, {key: ours[key] for key in expected}
 
 
@@ -181,7 +182,7 @@ def build(model_name: str, kwargs: dict[str, Any]) -> "nn.Module":
     """One of our models, without any download."""
     import timm
 
-    import dart.models.vim  # noqa: F401 (it and its package register the models)
+    import dart.models  # noqa: F401 (registers the models)
 
     if not timm.is_model(model_name):
         known = ", ".join(timm.list_models(["*dart_*", "uniform_*", "vim_*"]))

@@ -77,7 +77,7 @@ def flow_regions(
     strips = overlap(rows, grid_h) @ density  # (B, R, G_w), the mass of each row by column
     if row_weight == "density":
         ends = _share_tokens(strips.sum(-1) / rows.diff(dim=-1), num_patches)
-    row, start, stop = _places(ends.expand(len(density), -1), num_patches, density.dtype)
+    row, start, stop = _places(ends.expand(density.shape[0], -1), num_patches, density.dtype)
     strip = strips.gather(1, row[..., None].expand(-1, -1, grid_w))  # (B, N, G_w)
     x0, x1 = invert_cdf(strip, torch.stack([start, stop], -1)).unbind(-1)
     # The ends are exact whatever the rounding of the sums.
@@ -139,10 +139,10 @@ def _even_ends(num_patches: int, num_rows: int, device: torch.device) -> Tensor:
 def _places(ends: Tensor, num_patches: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """For every token its row (B, N), and the fractions of that row's mass where it starts and stops."""
     ends = ends.contiguous()
-    tokens = torch.arange(num_patches, device=ends.device).expand(len(ends), -1)
+    tokens = torch.arange(num_patches, device=ends.device).expand(ends.shape[0], -1)
     row = (tokens[..., None] >= ends[:, None, :-1]).sum(-1)
     first, count = (
-        table.gather(1, row) for table in (F.pad(ends, (1, 0)), ends.diff(prepend=ends.new_zeros(len(ends), 1)))
+        table.gather(1, row) for table in (F.pad(ends, (1, 0)), ends.diff(prepend=ends.new_zeros(ends.shape[0], 1)))
     )
     return row, (tokens - first).to(dtype) / count, (tokens - first + 1).to(dtype) / count
 
@@ -164,7 +164,7 @@ def _equal_parts(mass: Tensor, parts: int) -> Tensor:
 
 def _product(rows: Tensor, cols: Tensor) -> Tensor:
     """Row edges (B, R + 1) and column edges (B, K + 1) -> regions (B, R * K, 4)."""
-    shape = (len(rows), rows.shape[1] - 1, cols.shape[1] - 1)
+    shape = (rows.shape[0], rows.shape[1] - 1, cols.shape[1] - 1)
     x0, x1 = cols[:, None, :-1].expand(shape), cols[:, None, 1:].expand(shape)
     y0, y1 = rows[:, :-1, None].expand(shape), rows[:, 1:, None].expand(shape)
     return torch.stack([x0, y0, x1, y1], -1).flatten(1, 2)

@@ -5,6 +5,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,7 +92,10 @@ class FeatureScorer(nn.Module):
         ]
         if grid != list(scores.shape[-2:]):
             scores = F.interpolate(scores, size=grid, mode="bilinear")
-        return scores.squeeze(1)
+        # On a blank image every group norm divides nothing by the root of its epsilon, and dozens of them in a row
+        # multiply gradients beyond the range of floats. There is nothing to see: its scores are zero, and constant.
+        seen = (images != 0).flatten(1).any(1)
+        return torch.where(seen[:, None, None], scores.squeeze(1), 0.0)
 
     def resize(self, images: Tensor) -> Tensor:
         """The copy that is scored: (B, C, H, W) -> (B, C, h, w), shape kept, detail finer than its pixels removed.

@@ -125,7 +125,7 @@ class DartTokenizer(nn.Module):
         if self.scorer is None:
             dtype = geometry_dtype(images.dtype)
             shared = uniform_regions(num_patches, num_rows, img_size, images.device, dtype, self.partition)
-            return None, shared.new_ones(len(images), 1, 1), shared
+            return None, shared.new_ones(images.shape[0], 1, 1), shared
         scores = self.scorer(images)
         density = scores_to_density(scores, self.score_floor, self.score_blur)
         options = {"partition": self.partition, "row_weight": self.row_weight}

@@ -38,8 +38,8 @@ def sample_regions_reference(images: Tensor, regions: Tensor, patch_size: int, s
     """The plain PyTorch twin: torch's bilinear look-up, in the image or in its integral."""
     if sampling not in ("area", "point"):
         raise ValueError(f"sampling = {sampling!r}: unknown; known: 'area', 'point'")
-    batch = len(images)
-    if len(regions) < batch:  # shared: the batch becomes channels, every address and weight is found once
+    batch = images.shape[0]  # `len` would make it a constant of an exported graph
+    if regions.shape[0] < batch:  # shared: the batch becomes channels, every address and weight is found once
         images = images.flatten(0, 1)[None]
     read = _box if sampling == "area" else _point
     x0, y0, x1, y1 = regions.unbind(-1)

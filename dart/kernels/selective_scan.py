@@ -35,7 +35,7 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
     The state is float32 at least, whatever the inputs are, and decays are only ever multiplied, never divided by, so
     nothing overflows at any step size. Memory grows linearly with the tokens: the backward pass keeps the inputs and
-    one state per run, and computes the other states again.
+    one state per block, and computes the other states again.
 
     Args:
         x: (B, L, D) inputs.

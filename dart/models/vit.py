@@ -90,7 +90,11 @@ class RegionVisionTransformer(VisionTransformer):
                 scorer=scorer, score_input=str(score_input), token_budget=token_budget, num_rows=num_rows,
             )  # fmt: skip
         else:
-            options: dict[str, Any] = {"pretrained": pretrained_scorer, "frozen": frozen_scorer, "score_input": score_input}
+            options: dict[str, Any] = {
+                "pretrained": pretrained_scorer,
+                "frozen": frozen_scorer,
+                "score_input": score_input,
+            }
             self.patch_embed = DartTokenizer(
                 img_size, patch_size, in_chans, self.embed_dim,
                 build_scorer(scorer, in_chans, **options) if tokenizer == "dart" else None,
@@ -111,7 +115,7 @@ class RegionVisionTransformer(VisionTransformer):
         """Images (B, C, H, W) -> the sequence for the blocks (B, prefix + N, D), and the regions (B or 1, N, 4)."""
         found = self.patch_embed.inspect(images, num_patches, num_rows)
         tokens = found.tokens
-        prefix = [t.expand(len(tokens), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = [t.expand(tokens.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.pos_embed is not None:
             special, table = self.pos_embed.split([self.num_table_prefixes, self.table_size[0] * self.table_size[1]], 1)
             tokens = tokens + self.patch_embed.carry(table, found)
