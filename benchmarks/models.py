@@ -23,7 +23,7 @@ def comparisons() -> Iterator[Comparison]:
         size = plain_size(budget)
         plain = timm.create_model("deit_small_patch16_224", img_size=size)
         contestants[f"DeiT-S, {budget} tokens ({size[0]} x {size[1]} px)"] = at_size(plain, size)
-        ours = build("dart_deit_small", token_budget=budget, scorer="mobilenetv3_small").eval()
+        ours = build("dart_deit_small", token_budget=budget, scorer="mobilenetv3_small", scorer_norm="batch").eval()
         contestants[label(budget)] = optimize_for_inference(ours)
         paper = build("dart_deit_small", token_budget=budget, mode="paper").eval()
         contestants[f"DART-DeiT-S, {budget} tokens, paper mode"] = paper

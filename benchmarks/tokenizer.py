@@ -15,12 +15,13 @@ def comparisons() -> Iterator[Comparison]:
     images = torch.rand(4, 3, 448, 448)
     for variant, scorer, width in (("tiny", "mobilenetv3_small", 192), ("small", "mobilenetv3_large", 384)):
         ours = "ours: scorer at 224 px, folded norms, channels last"
+        as_trained = {"scorer": scorer, "scorer_norm": "batch"}  # as with published weights, which have batch norms
         contestants = {
             "paper mode: scorer at full size": tokenizer(f"dart_deit_{variant}", mode="paper", score_input="full"),
             "paper mode: scorer at 224 px": tokenizer(f"dart_deit_{variant}", mode="paper", score_input="224"),
-            ours: optimize_for_inference(tokenizer(f"dart_deit_{variant}", scorer=scorer)),
+            ours: optimize_for_inference(tokenizer(f"dart_deit_{variant}", **as_trained)),
             "ours, area sampling": optimize_for_inference(
-                tokenizer(f"dart_deit_{variant}", scorer=scorer, sampling="area")
+                tokenizer(f"dart_deit_{variant}", sampling="area", **as_trained)
             ),
             "ours, light scorer": optimize_for_inference(tokenizer(f"dart_deit_{variant}", scorer="conv")),
             "uniform regions": tokenizer(f"uniform_deit_{variant}"),
@@ -32,4 +33,4 @@ def comparisons() -> Iterator[Comparison]:
 
 def tokenizer(name: str, **options: object) -> nn.Module:
     """The patch embedding of a model."""
-    return build(name, num_classes=0, **options).patch_embed.eval()  # type: ignore[union-attr,return-value]
+    return build(name, num_classes=0, **options).patch_embed.eval()  # type: ignore[union-attr]

@@ -22,7 +22,10 @@ TOKENIZERS = ("dart", "uniform")
 BUDGETS = (121, 144, 196, 288, 392)
 SCORERS = ("conv", "mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0")
 # Options that only the DART tokenizer reads: they are no part of another model's identity.
-DART_ONLY = ("scorer", "score_floor", "score_blur", "row_weight")
+DART_ONLY = (
+    *("scorer", "pretrained_scorer", "frozen_scorer", "score_input", "scorer_stage", "scorer_norm"),
+    *("score_floor", "score_blur", "row_weight"),
+)
 PARTITIONS = ("flow", "grid")
 ROW_WEIGHTS = ("mass", "density")
 SAMPLINGS = ("area", "point")

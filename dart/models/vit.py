@@ -47,7 +47,8 @@ class RegionVisionTransformer(VisionTransformer):
         img_size: H, W that the model is made for, or one number; invariant models take any other size too.
         pos_embed: "geometry", or "table" for a table of `table_size` squared entries carried onto the regions.
         table_size: Side of that table; 14 is DeiT's.
-        scorer, pretrained_scorer, frozen_scorer, score_input: See `dart.scorer.build_scorer`.
+        scorer, pretrained_scorer, frozen_scorer, score_input, scorer_stage, scorer_norm: See
+            `dart.scorer.build_scorer`.
         num_rows, partition, row_weight, score_floor, score_blur, sampling: See `dart.tokenizer.DartTokenizer`.
         others: timm's.
     """
@@ -70,6 +71,8 @@ class RegionVisionTransformer(VisionTransformer):
         pretrained_scorer: bool = False,
         frozen_scorer: bool | None = None,
         score_input: int | str | None = 224,
+        scorer_stage: int | None = None,
+        scorer_norm: str | None = None,
         num_rows: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -87,13 +90,16 @@ class RegionVisionTransformer(VisionTransformer):
 
             self.patch_embed = PaperTokenizer(
                 img_size, patch_size, in_chans, self.embed_dim,
-                scorer=scorer, score_input=str(score_input), token_budget=token_budget, num_rows=num_rows,
+                scorer=scorer, score_input=str(score_input), pretrained_scorer=pretrained_scorer,
+                token_budget=token_budget, num_rows=num_rows,
             )  # fmt: skip
         else:
             options: dict[str, Any] = {
                 "pretrained": pretrained_scorer,
                 "frozen": frozen_scorer,
                 "score_input": score_input,
+                "stage": scorer_stage,
+                "norm": scorer_norm,
             }
             self.patch_embed = DartTokenizer(
                 img_size, patch_size, in_chans, self.embed_dim,

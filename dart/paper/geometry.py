@@ -6,11 +6,40 @@ right, the rows form one long strip; tokens are intervals of the strip, in cells
 Everything here is in the precision of its inputs, and differentiable in them unless it says otherwise.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 CELL_PX = 16  # nominal pixels per grid cell
 EPS = 1e-8
+
+
+class Cut(NamedTuple):
+    """An image cut into rows and tokens.
+
+    density: (B, G_h, G_w), sum 1 per image.
+    heights: (B, R) nominal px, sum 16 G_h.
+    edges: (B, N + 1) in cells of the strip, from 0 to R G_w.
+    """
+
+    density: Tensor
+    heights: Tensor
+    edges: Tensor
+
+
+def cut_image(scores: Tensor, num_rows: int, num_patches: int) -> Cut:
+    """Positive scores (B, G_h, G_w) -> density, rows and tokens (sections 3.1 and 3.2), in the scores' precision.
+
+    Computed in float64 where the device has it: single precision moves an edge by hundredths of a pixel, which on
+    thousands of pixels of strip is all that it resolves; half precision moves it by many tokens.
+    """
+    wide = scores if scores.device.type == "mps" else scores.double()
+    with torch.autocast(scores.device.type, enabled=False):
+        density = scores_to_density(wide)
+        heights = row_heights(density.sum(-1), num_rows)
+        edges = equal_mass_edges(strip_density(density, heights), num_patches)
+    return Cut(*(part.to(scores.dtype) for part in (density, heights, edges)))
 
 
 def scores_to_density(scores: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class DenseReshaper(nn.Module):
         """(B, 3, H, W) -> the grid, sizes in px that sum to H and to W; differentiable."""
         height, width = images.shape[-2:]
         if height % CELL_PX or width % CELL_PX:
-            raise ValueError(f"image size = {height} x {width}: both sides must be multiples of {CELL_PX}; pad or crop")
+            raise ValueError(f"images = {height} x {width} px: both sides must be multiples of {CELL_PX}; pad or crop")
         cells = (height // CELL_PX, width // CELL_PX)
         return equal_mass_grid(self.scorer(images, cells), *cells)
 

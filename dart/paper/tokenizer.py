@@ -9,16 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dart.paper.geometry import (
-    CELL_PX,
-    carry_grid,
-    equal_mass_edges,
-    row_heights,
-    scores_to_density,
-    strip_density,
-    token_regions,
-)
+from dart.paper.geometry import CELL_PX, carry_grid, cut_image, token_regions
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import PaperScorer
 from dart.partition import plan_rows
@@ -96,18 +89,20 @@ class PaperTokenizer(nn.Module):
     def inspect(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> PaperTokenization:
         """As `forward`, with everything that leads to the tokens; differentiable down to the score network's head."""
         check_paper_images(images, self.img_size)
-        budget = check_budget(num_patches or self.num_patches, self.img_size)
+        budget = check_budget(self.num_patches if num_patches is None else num_patches, self.img_size)
         rows = plan_rows(budget, num_rows or self.num_rows)
-        scores = self.scorer(images, self.grid_size)
+        return self.read(images, self.scorer(images, self.grid_size), budget, rows)
+
+    def read(self, images: Tensor, scores: Tensor, num_patches: int, num_rows: int) -> PaperTokenization:
+        """What the scores (B, 14, 14) make of the images: as `inspect`, without the score network."""
         width = images.shape[-1]
-        with torch.autocast(images.device.type, enabled=False):  # half precision would move edges by many tokens
-            density = scores_to_density(scores)
-            heights = row_heights(density.sum(-1), rows)
-            edges = equal_mass_edges(strip_density(density, heights), budget) * (width / GRID_SIDE)
-            heights_px = heights * (width / (CELL_PX * GRID_SIDE))
-            patches = sample_tokens(images, heights_px, edges, self.patch_size[0]).to(images.dtype)
+        density, heights, edges = cut_image(scores, num_rows, num_patches)
+        edges = edges * (width / GRID_SIDE)
+        heights_px = heights * (width / (CELL_PX * GRID_SIDE))
+        patches = sample_tokens(images, heights_px, edges, self.patch_size[0]).to(images.dtype)
+        tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
         regions = token_regions(heights_px.detach(), edges.detach(), width)
-        return PaperTokenization(scores, density, heights, edges, regions, patches, self.project(patches))
+        return PaperTokenization(scores, density, heights, edges, regions, patches, tokens)
 
     def carry(self, table: Tensor, tokenization: PaperTokenization) -> Tensor:
         """The position of every token: the mean of a table (1, 196, D) over it, (B, N, D) (section 3.3)."""
@@ -115,10 +110,6 @@ class PaperTokenizer(nn.Module):
         with torch.autocast(table.device.type, enabled=False):
             grid = table.to(edges.dtype).unflatten(1, self.grid_size)
             return carry_grid(grid, heights, edges * (GRID_SIDE / self.img_size[1])).to(table.dtype)
-
-    def project(self, patches: Tensor) -> Tensor:
-        """(B, N, C, P, P) -> (B, N, D): the convolution's weights, each patch being one position of it."""
-        return nn.functional.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

@@ -10,15 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dart.paper.geometry import (
-    CELL_PX,
-    carry_grid,
-    equal_mass_edges,
-    row_heights,
-    scores_to_density,
-    strip_density,
-)
+from dart.paper.geometry import CELL_PX, carry_grid, cut_image
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import first_stages, standardise
 from dart.paper.tokenizer import GRID_SIDE
@@ -123,14 +117,15 @@ class VideoTokenizer(nn.Module):
         expected = (3, self.num_frames, FRAME_PX, FRAME_PX)
         if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             rule = f"must be (batch, {', '.join(map(str, expected))})"
-            raise ValueError(f"clips.shape = {tuple(clips.shape)}: {rule}; resize the clip or choose other frames")
-        scores = self.scorer(clips)
-        with torch.autocast(clips.device.type, enabled=False):
-            density = scores_to_density(scores.flatten(1, 2))  # (B, 14 T, 14)
-            heights = row_heights(density.sum(-1), self.num_rows)
-            edges = equal_mass_edges(strip_density(density, heights), self.num_patches) * CELL_PX
-            patches = sample_tokens(clips.flatten(2, 3), heights, edges, self.patch_size).to(clips.dtype)
-        tokens = nn.functional.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+            raise ValueError(f"clips = {tuple(clips.shape)}: {rule}; resize the clip or choose other frames")
+        return self.read(clips, self.scorer(clips))
+
+    def read(self, clips: Tensor, scores: Tensor) -> VideoTokenization:
+        """What the scores (B, T, 14, 14) make of the clips: as `inspect`, without the score network."""
+        _, heights, edges = cut_image(scores.flatten(1, 2), self.num_rows, self.num_patches)  # of (B, 14 T, 14) scores
+        edges = edges * CELL_PX
+        patches = sample_tokens(clips.flatten(2, 3), heights, edges, self.patch_size).to(clips.dtype)
+        tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
         return VideoTokenization(scores, heights, edges, patches, tokens)
 
     def carry(self, table: Tensor, time_table: Tensor, tokenization: VideoTokenization) -> tuple[Tensor, Tensor]:

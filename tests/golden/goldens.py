@@ -103,5 +103,7 @@ def _compare(name: str, golden: Any, ours: Tensor, limits: Mapping[str, float]) 
     peak = float(golden.abs().max())
     limit = next(value for part, value in limits.items() if part in name)
     limit = 1e-5 * peak if ours.dtype == torch.float64 else limit * (peak if "grad" in name else 1)
+    # The derivative of what cancels, such as a score's constant, is nothing but rounding.
+    limit = max(limit, 1e-10 if ours.dtype == torch.float64 else 5e-4 * ("grad" in name))
     error = float((ours.double() - golden).abs().max())
     return [] if error <= limit else [f"{name}: off by {error:.3g} (limit {limit:.3g}, peak {peak:.3g})"]

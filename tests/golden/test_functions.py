@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from dart.paper.geometry import (
@@ -22,6 +23,16 @@ def test_every_file_of_the_folder_has_a_test():
     assert [path.name for path in FOLDER.glob("*.npz") if not re.fullmatch(KNOWN_FILES, path.stem)] == []
 
 
+def test_what_is_off_and_what_has_no_rule_is_named():
+    golden = {"edges": [0.0, 10.0], "score": [1.0], "given": [2.0], "new": [3.0]}
+    ours = {"edges": torch.tensor([0.0, 10.001]).double(), "score": torch.tensor([1.000001]).double()}
+    with pytest.raises(
+        AssertionError, match=r"(?s)no rule for array new.*edges: off by 0.001 \(limit 0.0001"
+    ) as caught:
+        check(golden, ours, {"given"})
+    assert "score" not in str(caught.value).splitlines()[-1]
+
+
 @both_precisions
 def test_functions(dtype):
     golden = load("functions.npz")
@@ -36,10 +47,10 @@ def test_functions(dtype):
             ours[name] = heights if kind == "heights" else average_rows(tokens, heights).flatten(1, 2)
         elif kind in ("rowpdf", "edges", "tokens_by_both"):
             heights, edges = cut(density, int(number))
-            strip = strip_density(density, heights)
-            ours[name] = {"rowpdf": strip, "edges": edges}.get(kind, None)
-            if ours[name] is None:
-                ours[name] = carry_grid(tokens, heights, edges)
+            if kind == "edges":
+                ours[name] = edges
+            else:
+                ours[name] = strip_density(density, heights) if kind == "rowpdf" else carry_grid(tokens, heights, edges)
         elif kind == "vec_heights":
             ours[name] = row_heights(tensor(golden["vec"], dtype), int(number))
     heights, edges = cut(density, int(golden["grad_N"]))
