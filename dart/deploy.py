@@ -17,7 +17,8 @@ def optimize_for_inference(model: AnyModule) -> AnyModule:
     """A copy of the model that gives the same outputs sooner: the model itself stays as it is.
 
     In eval mode, norms folded (`fold_norms`), convolution weights laid out channels-last, no parameter with a
-    gradient. Its state dict is not the model's: keep the model's for saving.
+    gradient. Its state dict is not the model's: keep the model's for saving. Group norms depend on the image and cannot
+    be folded: scorers trained from scratch gain nothing here, those with batch norms about a third of their time.
 
     Returns:
         A module of the model's class; its outputs equal those of `model.eval()` up to rounding.
@@ -93,4 +94,4 @@ def _fold(conv: Any, norm: Any) -> None:
 
 def _remainder(norm: nn.Module) -> nn.Module:
     """What a norm does besides: timm's apply an activation, and may drop (nothing, at inference)."""
-    return getattr(norm, "act", None) or nn.Identity()
+    return (getattr(norm, "act", None) or nn.Identity()).eval()

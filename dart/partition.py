@@ -70,22 +70,21 @@ def flow_regions(
     if row_weight not in ROW_WEIGHTS:
         raise ValueError(f"row_weight = {row_weight!r}: unknown; known: {', '.join(ROW_WEIGHTS)}")
     (height, width), (grid_h, grid_w) = img_size, density.shape[-2:]
-    ends = _even_ends(num_patches, num_rows, density.device)  # (1, R)
-    parts = num_patches * torch.ones_like(ends).cumsum(-1) / num_rows if row_weight == "density" else ends
-    rows = invert_cdf(density.sum(-1), parts[0, :-1].to(density) / num_patches)
-    rows = _with_ends(rows, grid_h)  # (B, R + 1), cells
-    strips = overlap(rows, grid_h) @ density  # (B, R, G_w), the mass of each row by column
-    if row_weight == "density":
+    by_mass, device, dtype = row_weight == "mass", density.device, density.dtype
+    ends = _even_ends(num_patches, num_rows, device)  # (1, R)
+    levels = ends[0, :-1].to(dtype) / num_patches if by_mass else _even_levels(num_rows, device, dtype)
+    rows = _with_ends(invert_cdf(density.sum(-1), levels), grid_h)  # (B, R + 1), cells
+    # The mass of each row by column (B, R, G_w). Not `@`: under autocast that would be bfloat16.
+    strips = (overlap(rows, grid_h)[..., None] * density[:, None]).sum(2)
+    if not by_mass:
         ends = _share_tokens(strips.sum(-1) / rows.diff(dim=-1), num_patches)
-    row, start, stop = _places(ends.expand(density.shape[0], -1), num_patches, density.dtype)
-    strip = strips.gather(1, row[..., None].expand(-1, -1, grid_w))  # (B, N, G_w)
-    x0, x1 = invert_cdf(strip, torch.stack([start, stop], -1)).unbind(-1)
-    # The ends are exact whatever the rounding of the sums.
-    x0, x1 = torch.where(start > 0, x0, 0), torch.where(stop < 1, x1, grid_w)
-    y0, y1 = rows.gather(1, row), rows.gather(1, row + 1)
+    row, part = _places(ends, num_patches, dtype)
+    row = row.expand(density.shape[0], -1)[..., None]
+    x = invert_cdf(strips.gather(1, row.expand(-1, -1, grid_w)), part)  # (B, N, 2), cells
+    x = torch.where(part < 1, x, grid_w)  # a row's end is exact whatever the rounding of the sums
+    y = torch.stack([rows[:, :-1], rows[:, 1:]], -1).gather(1, row.expand(-1, -1, 2))
     # Times the pixels, then by the cells: in this order the ends stay exact.
-    x0, x1, y0, y1 = x0 * width / grid_w, x1 * width / grid_w, y0 * height / grid_h, y1 * height / grid_h
-    return torch.stack([x0, y0, x1, y1], -1)
+    return torch.stack([x * width / grid_w, y * height / grid_h], -1).flatten(2)
 
 
 def grid_regions(density: Tensor, grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
@@ -113,10 +112,9 @@ def uniform_regions(
     height, width = img_size
     rows = plan_grid(num_patches, num_rows)[0] if partition == "grid" else plan_rows(num_patches, num_rows)
     ends = _even_ends(num_patches, rows, device)
-    row, start, stop = _places(ends, num_patches, dtype)
-    below = ends.gather(1, row).to(dtype) * height / num_patches
-    above = F.pad(ends, (1, 0)).gather(1, row).to(dtype) * height / num_patches
-    return torch.stack([start * width, above, stop * width, below], -1)
+    row, part = _places(ends, num_patches, dtype)
+    y = torch.stack([F.pad(ends[:, :-1], (1, 0)), ends], -1).gather(1, row[..., None].expand(-1, -1, 2))
+    return torch.stack([part * width, y.to(dtype) * height / num_patches], -1).flatten(2)
 
 
 def overlap(edges: Tensor, num_cells: int) -> Tensor:
@@ -136,15 +134,19 @@ def _even_ends(num_patches: int, num_rows: int, device: torch.device) -> Tensor:
     return (torch.arange(1, num_rows + 1, device=device) * num_patches // num_rows)[None]
 
 
-def _places(ends: Tensor, num_patches: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """For every token its row (B, N), and the fractions of that row's mass where it starts and stops."""
-    ends = ends.contiguous()
+def _even_levels(parts: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The inner borders of equal parts of 1: (parts - 1,)."""
+    return torch.arange(1, parts, device=device, dtype=dtype) / parts
+
+
+def _places(ends: Tensor, num_patches: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """For every token its row (., N), and the fractions of that row's mass where it starts and stops (., N, 2)."""
     tokens = torch.arange(num_patches, device=ends.device).expand(ends.shape[0], -1)
     row = (tokens[..., None] >= ends[:, None, :-1]).sum(-1)
-    first, count = (
-        table.gather(1, row) for table in (F.pad(ends, (1, 0)), ends.diff(prepend=ends.new_zeros(ends.shape[0], 1)))
-    )
-    return row, (tokens - first).to(dtype) / count, (tokens - first + 1).to(dtype) / count
+    first = F.pad(ends, (1, 0)).gather(1, row)
+    count = ends.gather(1, row) - first
+    nth = (tokens - first)[..., None] + torch.arange(2, device=ends.device)
+    return row, nth.to(dtype) / count[..., None]
 
 
 def _share_tokens(weights: Tensor, num_patches: int) -> Tensor:
@@ -158,8 +160,7 @@ def _share_tokens(weights: Tensor, num_patches: int) -> Tensor:
 
 def _equal_parts(mass: Tensor, parts: int) -> Tensor:
     """Edges (B, parts + 1), in cells, of parts of equal mass of (B, G)."""
-    levels = torch.arange(1, parts, device=mass.device, dtype=mass.dtype) / parts
-    return _with_ends(invert_cdf(mass, levels), mass.shape[-1])
+    return _with_ends(invert_cdf(mass, _even_levels(parts, mass.device, mass.dtype)), mass.shape[-1])
 
 
 def _product(rows: Tensor, cols: Tensor) -> Tensor:
@@ -172,5 +173,4 @@ def _product(rows: Tensor, cols: Tensor) -> Tensor:
 
 def _with_ends(inner: Tensor, end: int) -> Tensor:
     """Put the exact borders 0 and `end` around the inner edges."""
-    border = inner.new_zeros(*inner.shape[:-1], 1)
-    return torch.cat([border, inner, border + end], -1)
+    return F.pad(F.pad(inner, (1, 0)), (0, 1), value=end)

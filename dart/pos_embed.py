@@ -40,8 +40,7 @@ def region_coordinates(regions: Tensor, img_size: tuple[int, int]) -> Tensor:
 
     The logarithms are of fractions of the image, shifted and scaled so that 1/64 to 1 of a side maps to [-1, 1].
     """
-    x0, y0, x1, y1 = _fractions(regions, img_size)
-    low, high = torch.stack([x0, y0], -1), torch.stack([x1, y1], -1)
+    low, high = torch.stack(_fractions(regions, img_size), -1).unbind(-2)  # (B, N, 2), x and y
     side = (high - low).clamp(min=1 / 4096)
     return torch.cat([low + high - 1, side.log2() / 3 + 1], -1)
 
@@ -83,13 +82,11 @@ def map_features(tokens: Tensor, regions: Tensor, img_size: tuple[int, int], gri
 
 def region_shares(regions: Tensor, img_size: tuple[int, int], grid_size: tuple[int, int]) -> Tensor:
     """How much of every cell of a grid lies in every region: (B, N, 4) -> (B, N, G_h * G_w), in cells."""
-    x0, y0, x1, y1 = _fractions(regions, img_size)
-    rows = overlap(torch.stack([y0, y1], -1) * grid_size[0], grid_size[0])  # (B, N, 1, G_h)
-    cols = overlap(torch.stack([x0, x1], -1) * grid_size[1], grid_size[1])
+    x, y = _fractions(regions, img_size)
+    rows, cols = overlap(y * grid_size[0], grid_size[0]), overlap(x * grid_size[1], grid_size[1])  # (B, N, 1, G)
     return (rows.mT * cols).flatten(-2)
 
 
-def _fractions(regions: Tensor, img_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x0, y0, x1, y1 (B, N) as fractions of the image's sides."""
-    (height, width), (x0, y0, x1, y1) = img_size, regions.unbind(-1)
-    return x0 / width, y0 / height, x1 / width, y1 / height
+def _fractions(regions: Tensor, img_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """x0 and x1 (B, N, 2), y0 and y1 (B, N, 2), as fractions of the image's sides."""
+    return regions[..., 0::2] / img_size[1], regions[..., 1::2] / img_size[0]

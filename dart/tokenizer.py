@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dart.kernels import sample_regions
+from dart.kernels import embed_regions, sample_regions
 from dart.partition import geometry_dtype, partition_image, uniform_regions
 from dart.pos_embed import GeometricPosEmbed, carry_table
 from dart.registry import PARTITIONS, POS_EMBEDS, ROW_WEIGHTS, SAMPLINGS
@@ -25,7 +25,7 @@ class Tokenization(NamedTuple):
     scores: (B, G_h, G_w) raw, or None for the uniform tokenizer.
     density: (B, G_h, G_w), sum 1 per image.
     regions: (B or 1, N, 4) as x0, y0, x1, y1 pixels, in reading order; one partition may serve all images.
-    patches: (B, N, C, P, P), what the model sees.
+    patches: (B, N, C, P, P), what the model sees, or None where nobody asked for it.
     tokens: (B, N, D).
     """
 
@@ -33,7 +33,7 @@ class Tokenization(NamedTuple):
     scores: Tensor | None
     density: Tensor
     regions: Tensor
-    patches: Tensor
+    patches: Tensor | None
     tokens: Tensor
 
 
@@ -105,16 +105,22 @@ class DartTokenizer(nn.Module):
         Raises:
             ValueError: another number of channels, a side below one patch, more tokens than pixels, not a number.
         """
-        return self.inspect(images, num_patches, num_rows).tokens
+        return self.inspect(images, num_patches, num_rows, with_patches=False).tokens
 
-    def inspect(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> Tokenization:
-        """As `forward`, with everything that leads to the tokens."""
+    def inspect(
+        self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None, *, with_patches: bool = True
+    ) -> Tokenization:
+        """As `forward`, with everything that leads to the tokens; without the patches a GPU need not store them."""
         img_size = (images.shape[-2], images.shape[-1])
         check_images(images, self.in_chans, self.patch_size[0])
         budget = check_budget(self.num_patches if num_patches is None else num_patches, img_size)
         scores, density, regions = self.regions(images, budget, num_rows or self.num_rows)
-        patches = sample_regions(images, regions, self.patch_size[0], self.sampling)
-        tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+        patches = None
+        if with_patches:
+            patches = sample_regions(images, regions, self.patch_size[0], self.sampling)
+            tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+        else:
+            tokens = embed_regions(images, regions, self.proj.weight, self.proj.bias, self.sampling)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed(regions, img_size)
         return Tokenization(img_size, scores, density, regions, patches, self.norm(tokens))

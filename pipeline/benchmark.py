@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
+from dart.cost import count_macs
 from pipeline import provenance
 from pipeline.config import Trial
 from pipeline.model import build_model
@@ -44,17 +43,8 @@ class Speed(NamedTuple):
 def count_cost(trial: Trial, num_classes: int) -> Cost:
     """Parameters and multiply-accumulates of a trial's model; `COUNTER` says what is counted."""
     model = build_model(trial, num_classes).eval()
-    macs = count_macs(model, torch.zeros(1, *_image_shape(trial)))
+    macs = count_macs(model, (1, *_image_shape(trial)))
     return Cost(sum(parameter.numel() for parameter in model.parameters()), macs)
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, images: Tensor) -> int:
-    """Multiply-accumulates of a forward pass of `images` (B, C, H, W)."""
-    # Fused attention would be counted by some backends and missed by others; its plain form is two matrix products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(images)
-    return int(counter.get_total_flops()) // 2
 
 
 def architectures(trials: Iterable[Trial]) -> list[Trial]:

@@ -109,10 +109,10 @@ def _embed_kernel(
     live = token < all_tokens
     b, n = token // num_tokens, token % num_tokens
     region = regions + b * stride_r + n * 4
-    left = tl.load(region, live, 0.0).to(tl.float32)[:, None]
-    top = tl.load(region + 1, live, 0.0).to(tl.float32)[:, None]
-    right = tl.load(region + 2, live, 0.0).to(tl.float32)[:, None]
-    bottom = tl.load(region + 3, live, 0.0).to(tl.float32)[:, None]
+    left = tl.load(region, live, 0.0)[:, None]
+    top = tl.load(region + 1, live, 0.0)[:, None]
+    right = tl.load(region + 2, live, 0.0)[:, None]
+    bottom = tl.load(region + 3, live, 0.0)[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in tl.range(0, CHANNELS * PATCH * PATCH, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)  # runs through (C, P, P)

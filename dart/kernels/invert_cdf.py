@@ -30,10 +30,11 @@ def invert_cdf(mass: Tensor, levels: Tensor) -> Tensor:
 def invert_cdf_reference(mass: Tensor, levels: Tensor) -> Tensor:
     """The plain PyTorch twin; it counts the cells before each level, which every exporter can do."""
     after = mass.cumsum(-1)
-    goal = (levels * mass.sum(-1, keepdim=True)).expand(*mass.shape[:-1], levels.shape[-1])
+    goal = (levels * after[..., -1:]).expand(*mass.shape[:-1], levels.shape[-1])
     cell = (after.detach()[..., None, :] < goal.detach()[..., None]).sum(-1).clamp(max=mass.shape[-1] - 1)
     inside = mass.gather(-1, cell)
     before = after.gather(-1, cell) - inside
-    # A level may fall on an empty cell only by rounding: the clamp keeps that finite and inside the cell.
-    part = (goal - before) / inside.clamp(min=torch.finfo(mass.dtype).tiny)
-    return cell + part.clamp(0, 1)
+    # A level may fall on an empty cell only by rounding: that stays finite.
+    part = (goal - before) / torch.where(inside > 0, inside, 1)
+    # Rounding may put a level a little beside its cell; the value is moved back, the gradient is kept.
+    return cell + part + (part.clamp(0, 1) - part).detach()

@@ -87,9 +87,9 @@ def _tiles(mass: Tensor, levels: Tensor) -> dict[str, int]:
 
 
 @triton.jit
-def _cut(mass, after, level, g, cells):
+def _cut(mass, after, total, level, g, cells):
     """The cell (K,) that each level falls in, what lies inside it and before it, and the level as a mass."""
-    goal = level * tl.sum(mass, 0)
+    goal = level * total
     cell = tl.minimum(tl.sum((after[None, :] < goal[:, None]).to(tl.int32), 1), cells - 1)
     here = g[None, :] == cell[:, None]
     inside = tl.sum(tl.where(here, mass[None, :], 0.0), 1)
@@ -103,10 +103,11 @@ def _invert_kernel(mass, levels, out, cells, num_levels, level_rows, BLOCK_G: tl
     g = tl.arange(0, BLOCK_G)
     m = tl.load(mass + row * cells + g, mask=g < cells, other=0.0).to(tl.float32)
     after = tl.cumsum(m, 0)
+    total = tl.sum(tl.where(g == cells - 1, after, 0.0), 0)  # not another sum, which rounds in another order
     for first in tl.range(0, num_levels, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         level = tl.load(levels + row % level_rows * num_levels + k, mask=k < num_levels, other=0.0).to(tl.float32)
-        cell, inside, before, goal = _cut(m, after, level, g, cells)
+        cell, inside, before, goal = _cut(m, after, total, level, g, cells)
         # A level may fall on an empty cell only by rounding, at either end.
         part = tl.where(inside > 0, (goal - before) / tl.where(inside > 0, inside, 1.0), (goal > before).to(tl.float32))
         part = tl.where(part > 1, 1.0, tl.where(part < 0, 0.0, part))  # unlike minimum, keeps NaN
@@ -122,13 +123,13 @@ def _invert_backward_kernel(
     g = tl.arange(0, BLOCK_G)
     m = tl.load(mass + row * cells + g, mask=g < cells, other=0.0).to(tl.float32)
     after = tl.cumsum(m, 0)
-    total = tl.sum(m, 0)
+    total = tl.sum(tl.where(g == cells - 1, after, 0.0), 0)  # not another sum, which rounds in another order
     to_mass = tl.zeros((BLOCK_G,), tl.float32)
     for first in tl.range(0, num_levels, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         level = tl.load(levels + row % level_rows * num_levels + k, mask=k < num_levels, other=0.0).to(tl.float32)
         slope = tl.load(grad + row * num_levels + k, mask=k < num_levels, other=0.0).to(tl.float32)
-        cell, inside, before, goal = _cut(m, after, level, g, cells)
+        cell, inside, before, goal = _cut(m, after, total, level, g, cells)
         width = tl.where(inside > 0, inside, 1.0)
         slope = tl.where(inside > 0, slope / width, 0.0)  # an empty cell: the position is an end, and constant
         # position = cell + (level * total - before) / inside

@@ -125,6 +125,7 @@ def _constants(patches: Tensor, area: bool) -> dict[str, Any]:
 @triton.jit
 def cells(low, high, index, PATCH: tl.constexpr):
     """Cell `index` of an interval: the pixel that the interval starts in, and the ends of the cell from there."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
     side = tl.maximum((high - low) / PATCH, _MIN_CELL)
     start = (low + high - side * PATCH) * 0.5
     origin = tl.floor(start)
@@ -134,6 +135,7 @@ def cells(low, high, index, PATCH: tl.constexpr):
 @triton.jit
 def _to_ends(low, high, to_start, to_side, PATCH: tl.constexpr):
     """Gradient of an interval's start and cell side -> of its two ends."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
     side = to_side / PATCH
     free = (high - low) / PATCH >= _MIN_CELL
     return tl.where(free, to_start - side, to_start * 0.5), tl.where(free, side, to_start * 0.5)
@@ -143,12 +145,6 @@ def _to_ends(low, high, to_start, to_side, PATCH: tl.constexpr):
 def _extent(begin, end, size):
     """How many pixels the widest cell of a tile touches; bounded, whatever the regions are."""
     return tl.minimum(tl.max((tl.ceil(end) - tl.floor(begin)).to(tl.int32)), size + 1)
-
-
-@triton.jit
-def _covered(pixel, begin, end):
-    """How much of a pixel lies in a cell."""
-    return tl.maximum(tl.minimum(pixel + 1, end) - tl.maximum(pixel, begin), 0.0)
 
 
 @triton.jit
@@ -167,15 +163,16 @@ def _centre(origin, begin, end, size):
 def read(image, mask, height, width, stride_y, stride_x, y, y0, y1, x, x0, x1, AREA: tl.constexpr):
     """The value of every cell of a tile: `image` points to the channel, y and x are origins, the others cell ends."""
     if AREA:
-        value = tl.zeros_like(y0 + x0)
-        for dy in tl.range(0, _extent(y0, y1, height)):
+        value = (y0 + x0) * 0  # of the tile's shape
+        lines, pixels = _extent(y0, y1, height), _extent(x0, x1, width)
+        for dy in tl.range(0, lines):
             row = tl.floor(y0) + dy
             line = (y + row).to(tl.int32)
-            in_y = _covered(row, y0, y1)
-            for dx in tl.range(0, _extent(x0, x1, width)):
+            in_y = tl.maximum(tl.minimum(row + 1, y1) - tl.maximum(row, y0), 0.0)  # how much of it a cell covers
+            for dx in tl.range(0, pixels):
                 column = tl.floor(x0) + dx
                 pixel = (x + column).to(tl.int32)
-                part = in_y * _covered(column, x0, x1)
+                part = in_y * tl.maximum(tl.minimum(column + 1, x1) - tl.maximum(column, x0), 0.0)
                 inside = mask & (part > 0) & (line >= 0) & (line < height) & (pixel >= 0) & (pixel < width)
                 value += part * tl.load(image + line * stride_y + pixel * stride_x, inside, 0.0).to(tl.float32)
         value = value / ((y1 - y0) * (x1 - x0))
@@ -199,17 +196,18 @@ def _slopes(image, mask, height, width, stride_y, stride_x, y, y0, y1, x, x0, x1
     (f(b) - f(a)) / (b - a); f is the mean along the other axis. An end on the image's border, or outside, is clipped.
     """
     if AREA:
-        total = tl.zeros_like(y0 + x0)
+        total = (y0 + x0) * 0
         at_y0, at_y1, at_x0, at_x1 = total, total, total, total
         # One pixel more than `read` needs: an end on a pixel's border belongs to the pixel that begins there.
-        for dy in tl.range(0, _extent(y0, y1, height) + 1):
+        lines, pixels = _extent(y0, y1, height), _extent(x0, x1, width)
+        for dy in tl.range(0, lines + 1):
             row = tl.floor(y0) + dy
             line = (y + row).to(tl.int32)
-            in_y = _covered(row, y0, y1)
-            for dx in tl.range(0, _extent(x0, x1, width) + 1):
+            in_y = tl.maximum(tl.minimum(row + 1, y1) - tl.maximum(row, y0), 0.0)  # how much of it a cell covers
+            for dx in tl.range(0, pixels + 1):
                 column = tl.floor(x0) + dx
                 pixel = (x + column).to(tl.int32)
-                in_x = _covered(column, x0, x1)
+                in_x = tl.maximum(tl.minimum(column + 1, x1) - tl.maximum(column, x0), 0.0)
                 inside = mask & (row <= y1) & (column <= x1)
                 inside &= (line >= 0) & (line < height) & (pixel >= 0) & (pixel < width)
                 found = tl.load(image + line * stride_y + pixel * stride_x, inside, 0.0).to(tl.float32)
@@ -250,8 +248,9 @@ def _sample_kernel(
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # runs through (C, P, P)
     mask = k < CHANNELS * PATCH * PATCH
     region = regions + b * stride_r + n * 4
-    x, x0, x1 = cells(_number(region), _number(region + 2), k % PATCH, PATCH)
-    y, y0, y1 = cells(_number(region + 1), _number(region + 3), k // PATCH % PATCH, PATCH)
+    left, top, right, bottom = tl.load(region), tl.load(region + 1), tl.load(region + 2), tl.load(region + 3)
+    x, x0, x1 = cells(left, right, k % PATCH, PATCH)
+    y, y0, y1 = cells(top, bottom, k // PATCH % PATCH, PATCH)
     image = images + b * stride_b + k // (PATCH * PATCH) * stride_c
     value = read(image, mask, height, width, stride_y, stride_x, y, y0, y1, x, x0, x1, AREA)
     tl.store(out + token * (CHANNELS * PATCH * PATCH) + k, value.to(out.dtype.element_ty), mask)
@@ -265,7 +264,7 @@ def _grad_regions_kernel(
     token = tl.program_id(0).to(tl.int64)
     b, n = token // num_tokens, token % num_tokens
     region = regions + b * stride_r + n * 4
-    left, top, right, bottom = _number(region), _number(region + 1), _number(region + 2), _number(region + 3)
+    left, top, right, bottom = tl.load(region), tl.load(region + 1), tl.load(region + 2), tl.load(region + 3)
     start_y = tl.zeros((BLOCK,), tl.float32)
     side_y, start_x, side_x = start_y, start_y, start_y
     for first in tl.range(0, CHANNELS * PATCH * PATCH, BLOCK):
@@ -302,32 +301,29 @@ def _grad_images_kernel(
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = k < CHANNELS * PATCH * PATCH
     region = regions + b * stride_r + n * 4
-    x, x0, x1 = cells(_number(region), _number(region + 2), k % PATCH, PATCH)
-    y, y0, y1 = cells(_number(region + 1), _number(region + 3), k // PATCH % PATCH, PATCH)
+    left, top, right, bottom = tl.load(region), tl.load(region + 1), tl.load(region + 2), tl.load(region + 3)
+    x, x0, x1 = cells(left, right, k % PATCH, PATCH)
+    y, y0, y1 = cells(top, bottom, k // PATCH % PATCH, PATCH)
     image = out + b * stride_b + k // (PATCH * PATCH) * stride_c
     g = tl.load(grad + token * (CHANNELS * PATCH * PATCH) + k, mask, 0.0).to(tl.float32)
     if AREA:
         g = g / ((y1 - y0) * (x1 - x0))
-        for dy in tl.range(0, _extent(y0, y1, height)):
+        lines, pixels = _extent(y0, y1, height), _extent(x0, x1, width)
+        for dy in tl.range(0, lines):
             row = tl.floor(y0) + dy
             line = (y + row).to(tl.int32)
-            in_y = _covered(row, y0, y1)
-            for dx in tl.range(0, _extent(x0, x1, width)):
+            in_y = tl.maximum(tl.minimum(row + 1, y1) - tl.maximum(row, y0), 0.0)  # how much of it a cell covers
+            for dx in tl.range(0, pixels):
                 column = tl.floor(x0) + dx
                 pixel = (x + column).to(tl.int32)
-                part = in_y * _covered(column, x0, x1)
+                part = in_y * tl.maximum(tl.minimum(column + 1, x1) - tl.maximum(column, x0), 0.0)
                 inside = mask & (part > 0) & (line >= 0) & (line < height) & (pixel >= 0) & (pixel < width)
                 tl.atomic_add(image + line * stride_y + pixel * stride_x, part * g, inside, sem="relaxed")
     else:
         above, below, fy, _ = _centre(y, y0, y1, height)
-        left, right, fx, _ = _centre(x, x0, x1, width)
+        before, after, fx, _ = _centre(x, x0, x1, width)
         upper, lower = image + above * stride_y, image + below * stride_y
-        tl.atomic_add(upper + left * stride_x, (1 - fy) * (1 - fx) * g, mask, sem="relaxed")
-        tl.atomic_add(upper + right * stride_x, (1 - fy) * fx * g, mask, sem="relaxed")
-        tl.atomic_add(lower + left * stride_x, fy * (1 - fx) * g, mask, sem="relaxed")
-        tl.atomic_add(lower + right * stride_x, fy * fx * g, mask, sem="relaxed")
-
-
-@triton.jit
-def _number(pointer):
-    return tl.load(pointer).to(tl.float32)
+        tl.atomic_add(upper + before * stride_x, (1 - fy) * (1 - fx) * g, mask, sem="relaxed")
+        tl.atomic_add(upper + after * stride_x, (1 - fy) * fx * g, mask, sem="relaxed")
+        tl.atomic_add(lower + before * stride_x, fy * (1 - fx) * g, mask, sem="relaxed")
+        tl.atomic_add(lower + after * stride_x, fy * fx * g, mask, sem="relaxed")

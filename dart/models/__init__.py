@@ -1,6 +1,7 @@
 """Backbones with region tokenizers. Importing this package registers them with timm."""
 
+from dart.models.entrypoints import build
 from dart.models.vim import VisionMamba
-from dart.models.vit import RegionVisionTransformer, build
+from dart.models.vit import RegionVisionTransformer
 
 __all__ = ["RegionVisionTransformer", "VisionMamba", "build"]

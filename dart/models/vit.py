@@ -1,40 +1,24 @@
-"""Vision Transformers behind a region tokenizer, registered with timm.
+"""A Vision Transformer behind a region tokenizer. `dart.models.entrypoints` registers its sizes with timm.
 
-`{dart,uniform}_vit_{nano,micro}` for small images, `{dart,uniform}_deit_{tiny,small,base}` at 448 px with 196 tokens,
-and `..._121`, `_144`, `_288`, `_392` for the paper's other budgets. Both families of tokenizers share every line but
-the partition: same backbone, same sampling, same position embedding.
+DART and the uniform grid share every line but the partition: same backbone, same sampling, same position embedding.
+
+# B batch, C channels, H W image pixels, N tokens, D embedding, G table side
 """
 
 from typing import Any
 
-import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dart.pos_embed import map_features
-from dart.registry import BUDGETS, DART_ONLY, MODES, POS_EMBEDS, TOKENIZERS, VARIANTS
+from dart.registry import MODES, POS_EMBEDS
 from dart.scorer import build_scorer
 from dart.tokenizer import DartTokenizer, check_budget, one_of
 
-DEFAULT_BUDGET = 196
-# What a backbone reads and how, where the caller does not say.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "vit": {
-        "img_size": 96, "patch_size": 8, "token_budget": 36, "class_token": False, "global_pool": "avg",
-        "scorer": "conv", "sampling": "area", "pos_embed": "geometry",
-    },
-    "deit": {
-        "img_size": 448, "patch_size": 16, "token_budget": DEFAULT_BUDGET, "class_token": True, "global_pool": "token",
-        "scorer": "mobilenetv3_small", "sampling": "point", "pos_embed": "table",
-    },
-}  # fmt: skip
-PAPER_SCORERS = {"tiny": "mobilenetv3_small_v1", "small": "mobilenetv3_large_v1", "base": "mobilenetv3_large_v1"}
+REGION_OPTIONS = ("partition", "row_weight", "score_floor", "score_blur", "sampling")
 
 
 class RegionVisionTransformer(VisionTransformer):
@@ -119,7 +103,7 @@ class RegionVisionTransformer(VisionTransformer):
         self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> the sequence for the blocks (B, prefix + N, D), and the regions (B or 1, N, 4)."""
-        found = self.patch_embed.inspect(images, num_patches, num_rows)
+        found = self.patch_embed.inspect(images, num_patches, num_rows, with_patches=False)
         tokens = found.tokens
         prefix = [t.expand(tokens.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.pos_embed is not None:
@@ -214,106 +198,3 @@ class RegionVisionTransformer(VisionTransformer):
         """Parameters that weight decay must leave alone: timm's and the scorer."""
         names = dict(self.named_parameters())
         return {n for n in super().no_weight_decay() if n in names} | {n for n in names if ".scorer." in n}
-
-
-REGION_OPTIONS = ("partition", "row_weight", "score_floor", "score_blur", "sampling")
-
-
-def build(model_name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`; options that only DART reads are dropped for the other tokenizers."""
-    if not model_name.startswith("dart_"):
-        kwargs = {key: value for key, value in kwargs.items() if key not in DART_ONLY}
-    return timm.create_model(model_name, **kwargs)
-
-
-def filter_checkpoint(state: dict[str, Tensor], model: RegionVisionTransformer) -> dict[str, Tensor]:
-    """A checkpoint of ours as it is; weights of a plain DeiT complete, with this model's own scorer.
-
-    Raises:
-        ValueError: the checkpoint has a position table and the model none, or an entry has another shape.
-    """
-    state = state.get("model", state)  # type: ignore[assignment]
-    own = model.state_dict()
-    state = {**{k: v for k, v in own.items() if k.startswith("patch_embed.scorer.")}, **state}
-    table = state.get("pos_embed")
-    if table is not None and model.pos_embed is None:
-        raise ValueError("checkpoint has pos_embed: the model has no table; create it with pos_embed='table'")
-    if table is not None and table.shape[:2] != own["pos_embed"].shape[:2]:
-        size = list(model.table_size)
-        state["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=model.num_table_prefixes)
-    for name, value in state.items():
-        if name in own and value.shape != own[name].shape and not name.startswith("head."):
-            raise ValueError(
-                f"checkpoint {name} = {tuple(value.shape)}: the model's is {tuple(own[name].shape)}; "
-                "it is the checkpoint of another architecture"
-            )
-    return state
-
-
-def _create(
-    name: str, tokenizer: str, backbone: str, variant: str, budget: int | None, pretrained: bool, **kwargs: Any
-) -> RegionVisionTransformer:
-    defaults = {**DEFAULTS[backbone], **VARIANTS[backbone][variant]}
-    if budget is not None:
-        defaults["token_budget"] = budget
-    if kwargs.get("mode") == "paper":
-        defaults |= {"scorer": PAPER_SCORERS.get(variant, "mobilenetv3_small_v1"), "score_input": "full"}
-        defaults.pop("sampling")
-        if tokenizer != "dart":
-            raise ValueError(f"mode = 'paper': only of DART models, not of {name}; leave it out")
-    return build_model_with_cfg(
-        RegionVisionTransformer,
-        name,
-        pretrained,
-        pretrained_filter_fn=filter_checkpoint,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        tokenizer=tokenizer,
-        **{**defaults, **kwargs},
-    )
-
-
-def _cfg(backbone: str, variant: str) -> dict[str, Any]:
-    side = DEFAULTS[backbone]["img_size"]
-    # Images are resized to 512 px and cropped to 448 at test time, as the authors do.
-    cfg: dict[str, Any] = {
-        "num_classes": 1000,
-        "input_size": (3, side, side),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-    }
-    cfg |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "license": "apache-2.0"}
-    cfg |= {"first_conv": "patch_embed.proj", "classifier": "head", "pool_size": None, "fixed_input_size": False}
-    if backbone == "deit":  # a DART model starts from the plain DeiT's weights; its scorer has none there
-        cfg["hf_hub_id"] = f"timm/deit_{variant}_patch16_224.fb_in1k"
-    return cfg
-
-
-def _names() -> dict[str, tuple[str, str, str, int | None]]:
-    """Every model of this file: name -> tokenizer, backbone, variant, token budget (None: the backbone's own)."""
-    names: dict[str, tuple[str, str, str, int | None]] = {}
-    for tokenizer in TOKENIZERS:
-        for backbone, variants in VARIANTS.items():
-            for variant in variants:
-                name = f"{tokenizer}_{backbone}_{variant}"
-                names[name] = (tokenizer, backbone, variant, None)
-                for budget in BUDGETS if backbone == "deit" else ():
-                    if budget != DEFAULT_BUDGET:
-                        names[f"{name}_{budget}"] = (tokenizer, backbone, variant, budget)
-    return names
-
-
-default_cfgs = generate_default_cfgs({name: _cfg(spec[1], spec[2]) for name, spec in _names().items()})
-
-
-def _register(name: str, tokenizer: str, backbone: str, variant: str, budget: int | None) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> RegionVisionTransformer:
-        return _create(name, tokenizer, backbone, variant, budget, pretrained, **kwargs)
-
-    tokens = budget or DEFAULTS[backbone]["token_budget"]
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"{backbone} {variant} behind the {tokenizer} tokenizer with {tokens} tokens."
-    register_model(entrypoint)
-
-
-for _name, _spec in _names().items():
-    _register(_name, *_spec)

@@ -86,8 +86,13 @@ class PaperTokenizer(nn.Module):
         """(B, 3, H, W) -> tokens (B, N, D) without position, with another token budget and row count if given."""
         return self.inspect(images, num_patches, num_rows).tokens
 
-    def inspect(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> PaperTokenization:
-        """As `forward`, with everything that leads to the tokens; differentiable down to the score network's head."""
+    def inspect(
+        self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None, *, with_patches: bool = True
+    ) -> PaperTokenization:
+        """As `forward`, with everything that leads to the tokens; differentiable down to the score network's head.
+
+        Patches are made in any case: this mode is for agreement, not for speed.
+        """
         check_paper_images(images, self.img_size)
         budget = check_budget(self.num_patches if num_patches is None else num_patches, self.img_size)
         rows = plan_rows(budget, num_rows or self.num_rows)

@@ -1,0 +1,71 @@
+"""The Triton kernels on CUDA: `tests/kernels/equality.py` on this device, and what only a device can show."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dart.kernels import embed_regions, invert_cdf, sample_regions
+from dart.kernels.dispatch import use_triton
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_triton_equals_its_twins() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/equality.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+
+
+def _tokens(images: Tensor, mass: Tensor, weight: Tensor) -> Tensor:
+    edges = invert_cdf(mass, torch.linspace(0.05, 0.95, 15, device=mass.device))  # (B, 14, 15)
+    x0, x1 = edges[..., :-1] * 32, edges[..., 1:] * 32
+    y0 = torch.arange(14, device=mass.device)[:, None] * 32.0 + torch.zeros_like(x0)
+    regions = torch.stack([x0, y0, x1, y0 + 32], -1).flatten(1, 2)
+    return embed_regions(images, regions, weight) + sample_regions(images, regions, 16).mean((-1, -2, -3))[..., None]
+
+
+def test_no_host_synchronisation_forward_or_backward() -> None:
+    images = torch.randn(2, 3, 448, 448, device="cuda", dtype=torch.bfloat16)
+    mass = torch.rand(2, 14, 14, device="cuda").requires_grad_()
+    weight = torch.randn(384, 3, 16, 16, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    assert use_triton(images, mass, weight)
+    _tokens(images, mass, weight).sum().backward()  # compiles, which may synchronise
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _tokens(images, mass, weight).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert mass.grad is not None
+    assert mass.grad.isfinite().all()
+
+
+def test_a_captured_graph_replays() -> None:
+    images = torch.randn(2, 3, 448, 448, device="cuda", dtype=torch.bfloat16)
+    mass = torch.rand(2, 14, 14, device="cuda")
+    weight = torch.randn(384, 3, 16, 16, device="cuda", dtype=torch.bfloat16)
+    expected = _tokens(images, mass, weight)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _tokens(images, mass, weight)
+    graph.replay()
+    torch.testing.assert_close(captured, expected)
+
+
+def test_images_beyond_two_billion_numbers() -> None:
+    """Offsets between images do not fit 32 bits."""
+    images = torch.zeros(3600, 3, 448, 448, device="cuda", dtype=torch.bfloat16)
+    images[-1] = 1
+    regions = torch.tensor([[[3.0, 5.0, 101.0, 77.0]]], device="cuda")
+    assert sample_regions(images, regions, 16)[:, 0].float().mean((1, 2, 3)).tolist() == [0] * 3599 + [1]
