@@ -36,7 +36,7 @@ def save_gallery(path: Path, class_names: tuple[str, ...], **arrays: np.ndarray)
 
 def draw_gallery(gallery: Path, picture: Path) -> None:
     """A gallery file -> a PNG: each image, the density, the regions, and what the model sees."""
-    from dart.draw import Caption, draw_tokens
+    from dart.draw.figures import Caption, draw_tokens
 
     with np.load(gallery, allow_pickle=False) as file:
         arrays = dict(file)

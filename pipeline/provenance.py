@@ -24,7 +24,7 @@ CODE = (
 )
 CODE += tuple(f"pipeline/data/{name}.py" for name in ("loader", "transforms", "index"))
 # Below dart/, but no weight depends on them.
-APART = ("dart/cost.py", "dart/deploy.py", "dart/draw.py", "dart/official.py")
+APART = ("dart/cost.py", "dart/deploy.py", "dart/draw/*.py", "dart/official.py", "dart/weights.py")
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")
 
 
@@ -41,8 +41,8 @@ def code_sha256(root: Path = ROOT) -> str:
 
 def code_files(root: Path = ROOT) -> list[Path]:
     """The sources that weights depend on, sorted."""
-    files = {path for pattern in CODE for path in root.glob(pattern)}
-    return sorted(files - {root / name for name in APART})
+    found, apart = ({path for pattern in patterns for path in root.glob(pattern)} for patterns in (CODE, APART))
+    return sorted(found - apart)
 
 
 def collect(params: Iterable[Path] = (), root: Path = ROOT) -> dict[str, Any]:

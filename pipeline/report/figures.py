@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from dart import draw
+from dart.draw import figures as draw
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 

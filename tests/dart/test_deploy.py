@@ -104,7 +104,8 @@ def test_only_norms_that_can_be_folded_are(module):
     ready = optimize_for_inference(module)
     assert (norms(module.eval()), norms(ready)) == (3, 2)
     images = torch.rand(2, 3, 4, 4)
-    assert_near(ready(images), module(images))
+    with torch.no_grad():
+        assert_near(ready(images), module(images))
 
 
 def test_a_module_in_training_mode_is_not_folded():
@@ -127,6 +128,7 @@ def test_an_optimised_model_gives_the_same_logits(kind):
         assert_near(ready(images), model.eval()(images), 1e-4)  # partitions amplify rounding a little
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_compiles_to_one_graph(kind):
     model, images = build(kind)
@@ -136,6 +138,7 @@ def test_a_model_compiles_to_one_graph(kind):
         assert_near(compiled(images), model(images), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_exports_with_a_dynamic_batch(kind):
     model, images = build(kind)

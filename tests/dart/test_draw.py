@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dart.draw import Caption, draw_tokens, mosaic, outlines, tokens_per_row
+from dart.draw.figures import Caption, draw_tokens, mosaic, outlines, tokens_per_row
 
 
 def grid_regions(counts: list[int], side: float) -> np.ndarray:

@@ -38,7 +38,8 @@ def tiny_trial(tokenizer: str = "dart", variant: str = "nano") -> Trial:
         seed=0,
         model=ModelConfig(backbone="vit", variant=variant, img_size=32, patch_size=4, in_chans=1),
         tokenizer=TokenizerConfig(
-            name=tokenizer, token_budget=9, num_rows=None, partition="flow", row_weight="mass", scorer="conv", score_floor=0.3, score_blur=2,
+            name=tokenizer, token_budget=9, num_rows=None, partition="flow", row_weight="mass",
+            scorer="conv", score_floor=0.3, score_blur=2,
             sampling="area", pos_embed="geometry",
         ),
         train=TrainConfig(

@@ -58,9 +58,9 @@ WITHOUT_EFFECT = frozenset(
 ELSEWHERE = {
     "fetch": {"pipeline.data.catalog"},  # which data set there is, not what is in it
     "shard": {"pipeline.data.download"},
-    "train": {"pipeline.journal", "pipeline.benchmark"},  # the plan's preview counts, it does not train
-    "sweep": {"pipeline.journal", "pipeline.benchmark"},
-    "evaluate": {"dart.draw"},  # pictures for MLflow
+    "train": {"pipeline.journal", "pipeline.benchmark", "dart.cost"},  # the plan's preview counts, it does not train
+    "sweep": {"pipeline.journal", "pipeline.benchmark", "dart.cost"},
+    "evaluate": {"dart.draw.figures"},  # pictures for MLflow
 }
 
 
@@ -131,7 +131,7 @@ PARAM_EDITS = [
 CODE_EDITS = [
     ("dart/tokenizer.py", {"train", "sweep", "evaluate", "benchmark"}),
     ("dart/models/vit.py", {"train", "sweep", "evaluate", "benchmark"}),
-    ("dart/draw.py", {"report"}),
+    ("dart/draw/figures.py", {"report"}),
     ("pipeline/train/loop.py", {"train", "sweep"}),
     ("pipeline/tracking/ledger.py", set()),
     ("pipeline/evaluate.py", {"evaluate"}),

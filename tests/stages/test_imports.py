@@ -20,7 +20,7 @@ HOMES = {
     "pandas": ("pipeline.report",),
     "webdataset": ("pipeline.data.shards", "pipeline.data.loader"),
     "sklearn": ("pipeline.data",),
-    "matplotlib": ("pipeline.report", "dart.draw"),
+    "matplotlib": ("pipeline.report", "dart.draw.figures"),
     "jinja2": ("pipeline.report",),
     "dvc": (),
 }

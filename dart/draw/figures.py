@@ -20,6 +20,7 @@ Array = NDArray[np.floating[Any]]
 DART_COLOR, UNIFORM_COLOR = "#E69F00", "#56B4E9"
 RIGHT_COLOR, WRONG_COLOR = "#00734F", "#C1272D"
 PANEL_SIDE_IN = 1.9  # inches
+MAX_ASPECT = 1.3  # height / width of a panel; taller images become narrower instead
 
 
 class Caption(NamedTuple):
@@ -33,7 +34,8 @@ def draw_tokens(images: Any, tokenization: Any, captions: Sequence[Caption | str
     """One row per image: the image, the density over it, its regions, and what the model sees.
 
     Args:
-        images: (B, C, H, W), any value range; each image is shown from its smallest to its largest value.
+        images: (B, C, H, W), any value range; an image that leaves [0, 1] is shown from its smallest value to its
+            largest.
         tokenization: Anything with `density` (B, G_h, G_w), `regions` (B, N, 4) and `patches`
             (B, N, C, P, P), such as the tokenizer's `inspect(images)`.
         captions: One per image, set under the mosaic.
@@ -52,13 +54,60 @@ def draw_tokens(images: Any, tokenization: Any, captions: Sequence[Caption | str
     return figure
 
 
-def panel_grid(titles: Sequence[str], num_rows: int) -> tuple[Figure, NDArray[Any]]:
-    """An empty figure of square panels, and its axes (num_rows, len(titles)); every column has a title."""
-    width, height = PANEL_SIDE_IN * len(titles) + 0.3, (PANEL_SIDE_IN + 0.22) * max(num_rows, 1) + 0.3
+class Panels(NamedTuple):
+    """One photograph as `draw_comparison` shows it: what a uniform grid and DART make of it.
+
+    image: (C, H, W); uniform_regions, regions: (N, 4) pixels; uniform_patches, patches: (N, C, P, P) in the image's
+    range of values; density: (G_h, G_w). Captions stand under the uniform mosaic, the density and DART's mosaic.
+    """
+
+    name: str
+    image: Any
+    uniform_regions: Any
+    uniform_patches: Any
+    density: Any
+    regions: Any
+    patches: Any
+    uniform_caption: Caption | str = ""
+    density_caption: Caption | str = ""
+    caption: Caption | str = ""
+
+
+def draw_comparison(rows: Sequence[Panels], importance: str = "learned importance", panel_in: float = 2.6) -> Figure:
+    """Five panels a photograph: uniform grid, what it sees, the importance, DART's regions, what DART sees."""
+    titles = ["uniform grid", "what uniform sees", importance, "DART's regions", "what DART sees"]
+    aspects = [min(MAX_ASPECT, row.image.shape[-2] / row.image.shape[-1]) for row in rows]
+    figure, axes = panel_grid(titles, len(rows), panel_in, aspects)
+    for ax, row in zip(axes, rows, strict=True):
+        image, density = as_array(row.image), as_array(row.density)
+        for columns, regions, patches, color, caption in (
+            (ax[:2], row.uniform_regions, row.uniform_patches, UNIFORM_COLOR, row.uniform_caption),
+            (ax[3:], row.regions, row.patches, DART_COLOR, row.caption),
+        ):
+            show_regions(columns[0], image, as_array(regions), color)
+            show_mosaic(columns[1], image, as_array(regions), as_array(patches), color)
+            write_caption(columns[1], caption)
+        show_density(ax[2], image, density)
+        write_caption(ax[2], row.density_caption)
+        ax[0].set_ylabel(row.name, fontsize=10)
+    return figure
+
+
+def panel_grid(
+    titles: Sequence[str], num_rows: int, panel_in: float = PANEL_SIDE_IN, aspects: Sequence[float] | None = None
+) -> tuple[Figure, NDArray[Any]]:
+    """An empty figure of panels, and its axes (num_rows, len(titles)); every column has a title.
+
+    Args:
+        panel_in: Width of a panel in inches.
+        aspects: Height / width of each row's panels; None: square.
+    """
+    aspects = list(aspects or [1.0] * max(num_rows, 1))
+    width, height = panel_in * len(titles) + 0.3, sum(panel_in * aspect + 0.22 for aspect in aspects) + 0.3
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.subplots(max(num_rows, 1), len(titles), squeeze=False)
+    axes = figure.subplots(len(aspects), len(titles), squeeze=False, height_ratios=aspects)
     for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[], anchor="N")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=10)
     return figure, axes
@@ -77,7 +126,8 @@ def show_density(ax: Axes, image: Array, density: Array) -> None:
     show_image(ax, image)
     height, width = image.shape[-2:]
     smooth = _resize(density, height, width)
-    heat = (smooth - smooth.min()) / max(float(np.ptp(smooth)), 1e-12)
+    # A density that is uniform up to rounding is shown as uniform.
+    heat = (smooth - smooth.min()) / max(float(np.ptp(smooth)), 1e-3 * float(smooth.max()), 1e-12)
     # Where the density is low the image stays visible in grey, where it is high the colour covers it more.
     alpha = 0.25 + 0.45 * np.sqrt(heat)
     extent = (0, width, height, 0)
@@ -88,7 +138,8 @@ def show_density(ax: Axes, image: Array, density: Array) -> None:
 def show_regions(ax: Axes, image: Array, regions: Array, color: str = DART_COLOR) -> None:
     """The outlines of the regions (N, 4), as x0, y0, x1, y1 in pixels, over the image (C, H, W)."""
     show_image(ax, image, dim=0.85)
-    ax.add_collection(LineCollection(list(outlines(regions)), colors=color, linewidths=0.9))
+    width = 0.9 if len(regions) <= 100 else 0.6  # in points
+    ax.add_collection(LineCollection(list(outlines(regions)), colors=color, linewidths=width))
 
 
 def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array, color: str = DART_COLOR) -> None:
@@ -96,7 +147,8 @@ def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array, color: s
 
     The image gives the range of values, so that a patch is as bright as the place it was read from.
     """
-    ax.imshow(mosaic(image, regions, patches, color), interpolation="nearest")
+    # Nearest when pixels are large; where they are not, nearest would make some gaps twice as wide as others.
+    ax.imshow(mosaic(image, regions, patches, color), interpolation="auto")
 
 
 def write_caption(ax: Axes, caption: Caption | str) -> None:
@@ -139,8 +191,13 @@ def as_array(values: Any) -> Array:
 
 
 def _displayed(pixels: Array, image: Array) -> Array:
-    """(C, h, w) -> (h, w) or (h, w, 3) in [0, 1]; the image's smallest value is 0 and its largest is 1."""
+    """(C, h, w) -> (h, w) or (h, w, 3) in [0, 1], which an image inside [0, 1] is in already.
+
+    Of any other image the smallest value becomes 0 and the largest 1.
+    """
     low, high = float(image.min()), float(image.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
     scaled = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
     return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled.mean(0)
 

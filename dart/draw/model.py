@@ -1,0 +1,177 @@
+"""What `dart.draw` asks a model: build or load it, put photographs through its tokenizer, and read its answers.
+
+# C channels, H W image pixels, G_h G_w score grid, N tokens, P patch side
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dart.draw.figures import Caption, Panels
+from dart.kernels import sample_regions
+from dart.paper import PaperTokenizer
+from dart.partition import uniform_regions
+from dart.weights import build_model, check_name, read_weights
+
+SCORE_CELL_PX = 16
+INVARIANT_ONLY = ("partition", "row_weight", "score_floor", "score_blur", "sampling", "pos_embed")
+
+
+class Seen(NamedTuple):
+    """What a tokenizer makes of one image: density (G_h, G_w), regions (N, 4) px, patches (N, C, P, P) from 0 to 1."""
+
+    density: Tensor
+    regions: Tensor
+    patches: Tensor
+
+
+class GradientScorer(nn.Module):
+    """A control that has learned nothing: a cell's score is how strongly its brightness changes.
+
+    Args:
+        log: Scores are logarithms, for the softmax of `dart.scorer.scores_to_density`; else positive, as paper mode
+            has them. Either way the density is proportional to the root of the mean squared gradient of each cell.
+    """
+
+    def __init__(self, log: bool) -> None:
+        super().__init__()
+        self.log = log
+
+    def forward(self, images: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, G_h, G_w), one score per `SCORE_CELL_PX` pixels, or on the given grid."""
+        height, width = images.shape[-2:]
+        grid = grid_size or (max(1, height // SCORE_CELL_PX), max(1, width // SCORE_CELL_PX))
+        grey = images.mean(1, keepdim=True)
+        right, down = F.pad(grey.diff(dim=-1), (0, 1)), F.pad(grey.diff(dim=-2), (0, 0, 0, 1))
+        strength = F.adaptive_avg_pool2d(right**2 + down**2, grid).sqrt()[:, 0]
+        # A constant image has no gradient anywhere: then all cells are equal.
+        share = strength + 0.02 * strength.mean((1, 2), keepdim=True) + 1e-6
+        return share.log() if self.log else share
+
+
+def load_dart(model_name: str | None, checkpoint: Path | None, options: dict[str, Any], scores: str) -> nn.Module:
+    """The DART model to look at, its scorer replaced by `GradientScorer` where `scores` is "gradient".
+
+    Raises:
+        ValueError: as `dart.weights.build_model`, and for models that have no DART tokenizer.
+    """
+    if model_name is not None:
+        check_name(model_name, "dart")
+    weights = None if checkpoint is None else read_weights(checkpoint, model_name)
+    if weights is not None and weights.model_name is not None:
+        check_name(weights.model_name, "dart")
+    model: Any = build_model(model_name, weights, options)
+    if is_paper(model) and (unread := [key for key in INVARIANT_ONLY if key in options]):
+        raise ValueError(f"{', '.join(unread)}: paper mode has no such choice; leave out, or use --mode invariant")
+    if scores == "gradient":
+        model.patch_embed.scorer = GradientScorer(log=not is_paper(model))
+    return model
+
+
+def load_uniform(checkpoint: Path | None, token_budget: int | None) -> nn.Module | None:
+    """The uniform model to compare with, if there is one."""
+    if checkpoint is None:
+        return None
+    weights = read_weights(checkpoint, None)
+    check_name(weights.model_name or "", "uniform")
+    return build_model(None, weights, {} if token_budget is None else {"token_budget": token_budget})
+
+
+def is_paper(model: nn.Module) -> bool:
+    """Whether a DART model is in paper mode."""
+    return isinstance(model.patch_embed, PaperTokenizer)
+
+
+def to_pixels(photograph: Image.Image, in_chans: int) -> Tensor:
+    """An RGB image as (C, H, W) from 0 to 1, in grey for models of one channel."""
+    if in_chans not in (1, 3):
+        raise ValueError(f"the model reads {in_chans} channels: a photograph has 3, or 1 in grey")
+    values = np.array(photograph if in_chans == 3 else photograph.convert("L"), dtype=np.float32) / 255
+    return torch.from_numpy(values).reshape(photograph.height, photograph.width, in_chans).permute(2, 0, 1)
+
+
+@torch.inference_mode()
+def look(model: nn.Module, pixels: Tensor, name: str, uniform_model: nn.Module | None = None) -> Panels:
+    """Everything that a row of the five-panel picture shows, captions left empty.
+
+    Args:
+        model: A DART model. In paper mode an image's regions depend on its batch mates: here it has none.
+        pixels: (C, H, W) from 0 to 1.
+        uniform_model: The one whose grid is shown beside it; None: a grid of as many regions, read the same way.
+    """
+    seen = tokenize(model, pixels)
+    if uniform_model is not None:
+        grid = tokenize(uniform_model, pixels)
+    else:
+        tokenizer: Any = model.patch_embed
+        size = (pixels.shape[-2], pixels.shape[-1])
+        rows = rows_for(tokenizer, size) or tokenizer.num_rows
+        kind = getattr(tokenizer, "partition", "flow")
+        regions = uniform_regions(tokenizer.num_patches, rows, size, pixels.device, pixels.dtype, kind)
+        # Paper mode is compared with DeiT on a copy of half the side, whose pixels are means of the image's.
+        sampling = getattr(tokenizer, "sampling", "area")
+        grid = Seen(
+            seen.density, regions[0], sample_regions(pixels[None], regions, tokenizer.patch_size[0], sampling)[0]
+        )
+    peak = float(seen.density.max() / seen.density.mean())
+    caption = f"at most {peak:.1f} times the mean" if peak > 1.001 else "the same everywhere"
+    return Panels(name, pixels, *grid[1:], *seen, density_caption=caption)
+
+
+def tokenize(model: nn.Module, pixels: Tensor) -> Seen:
+    """One image through a model's tokenizer: pixels (C, H, W) from 0 to 1, and so are the patches."""
+    mean, std = pixel_statistics(model, len(pixels))
+    tokenizer: Any = model.patch_embed
+    rows = rows_for(tokenizer, (pixels.shape[-2], pixels.shape[-1]))
+    found = tokenizer.inspect(((pixels - mean) / std)[None], num_rows=rows)
+    return Seen(found.density[0], found.regions[0], found.patches[0] * std + mean)
+
+
+@torch.inference_mode()
+def answer(model: nn.Module, pixels: Tensor, class_names: Sequence[str], who: str) -> Caption:
+    """What a model says about pixels (C, H, W) from 0 to 1, as a caption.
+
+    Args:
+        class_names: By index; without any, ImageNet's for 1000 classes.
+    """
+    mean, std = pixel_statistics(model, len(pixels))
+    rows = rows_for(model.patch_embed, (pixels.shape[-2], pixels.shape[-1]))
+    logits = model(((pixels - mean) / std)[None], **({} if rows is None else {"num_rows": rows}))[0]
+    confidence, best = logits.float().softmax(-1).max(-1)
+    names = class_names or known_classes(len(logits))
+    if names and len(names) != len(logits):
+        raise ValueError(f"class names = {len(names)}: the model has {len(logits)} classes")
+    name = names[int(best)] if names else f"class {int(best)}"
+    return Caption(f"{who} says {name} ({100 * float(confidence):.0f}%)")
+
+
+def known_classes(num_classes: int) -> list[str]:
+    """ImageNet's names for 1000 classes, none for any other number."""
+    info = ImageNetInfo("imagenet-1k")
+    return [info.index_to_description(i).split(",")[0] for i in range(1000)] if num_classes == 1000 else []
+
+
+def pixel_statistics(model: nn.Module, num_chans: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C, 1, 1) that the model's input is normalised with."""
+    config: Any = model.pretrained_cfg
+    pair = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
+    mean, std = (v if len(v) == num_chans else v.mean().expand(num_chans) for v in pair)
+    return mean[:, None, None], std[:, None, None]
+
+
+def rows_for(tokenizer: Any, img_size: tuple[int, int]) -> int | None:
+    """How many rows make the uniform regions of an image of this size about square; None: the tokenizer's own rule."""
+    if isinstance(tokenizer, PaperTokenizer) or tokenizer.num_rows or img_size[0] == img_size[1]:
+        return None
+    budget = tokenizer.num_patches
+    wanted = (budget * img_size[0] / img_size[1]) ** 0.5
+    if tokenizer.partition == "grid":
+        return min((r for r in range(1, budget + 1) if budget % r == 0), key=lambda r: abs(r - wanted))
+    return min(budget, max(1, round(wanted)))

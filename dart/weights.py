@@ -1,0 +1,138 @@
+"""Weights in any format that we meet -> a model: the authors' files, the pipeline's, and timm's.
+
+What a file does not say of its model is read off its entries and their shapes.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+import dart.models
+import dart.models.vim  # noqa: F401 (registers the models with timm)
+from dart.official import METADATA, convert, read_checkpoint
+from dart.registry import SCORERS
+from dart.scorer import build_scorer
+
+PIPELINE_METADATA = "model_name"  # what a file of weights says that the pipeline's training wrote
+PIPELINE_RANGE = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # it shows its models pixels from -1 to 1
+
+
+class Weights(NamedTuple):
+    """A file of weights: which model they are of, as far as the file says, and the entries by our names."""
+
+    model_name: str | None
+    kwargs: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def read_weights(path: Path, model_name: str | None) -> Weights:
+    """Weights of any of the formats that we meet.
+
+    Args:
+        path: A safetensors file of `dart.official`, of the pipeline's training or of timm; or the authors' .pth.
+        model_name: One of ours, where the file does not say it.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if path.suffix != ".safetensors":
+        try:
+            return Weights(*convert(read_checkpoint(path), model_name))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if METADATA in metadata:
+            spec = json.loads(metadata[METADATA])
+            return Weights(spec["model"], spec["kwargs"], state)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a safetensors file of ours ({error})") from error
+    kwargs = infer_kwargs(state)
+    if PIPELINE_METADATA in metadata:
+        kwargs["pretrained_cfg_overlay"] = PIPELINE_RANGE
+    return Weights(metadata.get(PIPELINE_METADATA), kwargs, state)
+
+
+def infer_kwargs(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What entries and shapes say of a model of `dart.models.vit`: input channels, patch side, classes, scorer ..."""
+    kwargs: dict[str, Any] = {}
+    projection, head, table = (state.get(k) for k in ("patch_embed.proj.weight", "head.weight", "pos_embed"))
+    if projection is not None and projection.ndim == 4:
+        kwargs |= {"in_chans": projection.shape[1], "patch_size": projection.shape[-1]}
+    if head is not None:
+        kwargs["num_classes"] = len(head)
+    if any(name.startswith("patch_embed.pos_embed.") for name in state):
+        kwargs["pos_embed"] = "geometry"
+    elif table is not None and table.ndim == 3:
+        kwargs |= {"pos_embed": "table", "table_size": int((table.shape[1] - ("cls_token" in state)) ** 0.5)}
+    own = {k.removeprefix("patch_embed.scorer."): v.shape for k, v in state.items() if ".scorer." in k}
+    return kwargs | _infer_scorer(own, kwargs.get("in_chans", 3))
+
+
+def build_model(model_name: str | None, weights: Weights | None, options: dict[str, Any]) -> nn.Module:
+    """A model in evaluation mode; weights are loaded strictly.
+
+    Args:
+        model_name: One of timm's registered names; None: the one that the weights say.
+        options: Keyword arguments of the model, before those of the weights.
+
+    Raises:
+        ValueError: weights of another model; options that this one does not have, or that exclude each other.
+    """
+    name = model_name or (weights.model_name if weights else None)
+    if name is None:
+        raise ValueError("checkpoint: does not say which model it is of; add --model NAME")
+    kwargs = {**(weights.kwargs if weights else {}), **options}
+    try:
+        model = timm.create_model(name, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"model = {name!r}: cannot be built with {', '.join(kwargs)} ({error})") from error
+    if weights is not None:
+        if problems := _differences(weights.state, model.state_dict()):
+            more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise ValueError(f"checkpoint: of another architecture than {name}: {problems[0]}{more}")
+        model.load_state_dict(weights.state)
+    return model.eval()
+
+
+def check_name(name: str, family: str) -> None:
+    """Refuse a name that is not of a family ("dart" or "uniform") of ours; nothing is built for that."""
+    known = timm.list_models(f"{family}_*")
+    if name in known:
+        return
+    what = f"not a {family.upper() if family == 'dart' else family} model" if timm.is_model(name) else "unknown"
+    near = difflib.get_close_matches(f"{family}_{name.removeprefix('dart_').removeprefix('uniform_')}", known, n=2)
+    plain = [model for model in known if not model[-1].isdigit()]  # the rest differ in their budget alone
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(plain)}"
+    raise ValueError(f"model = {name!r}: {what}; {remedy}")
+
+
+def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Every difference in names and shapes, a few words each."""
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in found.keys() & expected.keys()}
+    return [
+        *(f"it has no {name}" for name in expected if name not in found),
+        *(f"{name} is {its} there and {ours} here" for name, (its, ours) in sorted(shapes.items()) if its != ours),
+        *(f"its {name} is unknown" for name in found if name not in expected),
+    ]
+
+
+def _infer_scorer(entries: dict[str, torch.Size], in_chans: int) -> dict[str, Any]:
+    """The scorer with exactly these entries, as keyword arguments of a model."""
+    # Batch norms have running statistics; features that were trained from scratch have group norms.
+    frozen = any(name.endswith("running_mean") for name in entries)
+    for name in SCORERS if entries else ():
+        options: dict[str, Any] = {} if name == "conv" else {"frozen": frozen}
+        with torch.device("meta"):  # names and shapes are all that is asked for
+            state = build_scorer(name, in_chans, **options).state_dict()
+        if {key: value.shape for key, value in state.items()} == entries:
+            return {"scorer": name} | ({"frozen_scorer": frozen} if frozen else {})
+    return {}
