@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dart.registry import WEIGHTS_METADATA
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -26,7 +28,6 @@ UNSUPPORTED = {
     r"(patch_embed\.)?score_backbone\.|temporal_pos_embedding$": "a video checkpoint; its embedder is in dart.paper",
     r"dist_token$|head_dist\.": "a distilled DeiT: its second class token does not work with DART",
 }
-METADATA = "dart"  # the entry of a safetensors file's metadata that says which model the weights are of
 
 
 def convert(
@@ -142,7 +143,7 @@ def write_weights(path: Path, model_name: str, kwargs: dict[str, Any], state: "d
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {"format": "pt", METADATA: json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)}
+    metadata = {"format": "pt", WEIGHTS_METADATA: json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)}
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder; make it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -166,7 +167,7 @@ def load(path: str | Path) -> "nn.Module":
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA)
+            metadata = (file.metadata() or {}).get(WEIGHTS_METADATA)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error

@@ -31,6 +31,8 @@ ROW_WEIGHTS = ("mass", "density")
 SAMPLINGS = ("area", "point")
 POS_EMBEDS = ("geometry", "table")
 MODES = ("invariant", "paper")
+# The entry of a safetensors file's metadata that says which model the weights are of: {"model": name, "kwargs": ...}.
+WEIGHTS_METADATA = "dart"
 
 
 def model_name(tokenizer: str, backbone: str, variant: str) -> str:

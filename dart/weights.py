@@ -13,14 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-import dart.models
-import dart.models.vim  # noqa: F401 (registers the models with timm)
-from dart.official import METADATA, convert, read_checkpoint
-from dart.registry import SCORERS
+import dart.models  # noqa: F401 (registers the models with timm)
+from dart.official import convert, read_checkpoint
+from dart.registry import SCORERS, WEIGHTS_METADATA
 from dart.scorer import build_scorer
-
-PIPELINE_METADATA = "model_name"  # what a file of weights says that the pipeline's training wrote
-PIPELINE_RANGE = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # it shows its models pixels from -1 to 1
 
 
 class Weights(NamedTuple):
@@ -50,15 +46,12 @@ def read_weights(path: Path, model_name: str | None) -> Weights:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        if METADATA in metadata:
-            spec = json.loads(metadata[METADATA])
+        if WEIGHTS_METADATA in metadata:
+            spec = json.loads(metadata[WEIGHTS_METADATA])
             return Weights(spec["model"], spec["kwargs"], state)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a safetensors file of ours ({error})") from error
-    kwargs = infer_kwargs(state)
-    if PIPELINE_METADATA in metadata:
-        kwargs["pretrained_cfg_overlay"] = PIPELINE_RANGE
-    return Weights(metadata.get(PIPELINE_METADATA), kwargs, state)
+    return Weights(None, infer_kwargs(state), state)
 
 
 def infer_kwargs(state: dict[str, Tensor]) -> dict[str, Any]:

@@ -17,6 +17,12 @@ def build_architecture(model_name: str, architecture: Mapping[str, Any], num_cla
     """The same from a record: `architecture` has what `Trial.architecture` returns, and may have more."""
     import dart.models  # registers with timm
 
+    return dart.models.build(model_name, **model_kwargs(architecture, num_classes))
+
+
+def model_kwargs(architecture: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """The keyword arguments of `timm.create_model` for such a record; they are kept with the weights."""
     options = {**architecture["model"], **architecture["tokenizer"]}
-    kwargs = {k: v for k, v in options.items() if k not in ("name", "backbone", "variant")}
-    return dart.models.build(model_name, num_classes=num_classes, **kwargs)
+    kwargs = {k: v for k, v in options.items() if k not in ("name", "backbone", "variant") and v is not None}
+    # How images become numbers (`pipeline.data.transforms`), for whoever reads pictures for the model.
+    return {**kwargs, "num_classes": num_classes, "pretrained_cfg_overlay": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}

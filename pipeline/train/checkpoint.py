@@ -9,13 +9,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from dart.registry import WEIGHTS_METADATA
 from pipeline.errors import UserError, problem
 from pipeline.files import building_dir, write_bytes_atomic, write_json_atomic
 from pipeline.provenance import hash_file
@@ -86,9 +87,14 @@ def load_checkpoint(
     return Position(0, 0.0, {})
 
 
-def save_weights(path: Path, model: nn.Module, model_name: str) -> None:
-    """The model's state dict as one safetensors file that knows whose it is, written atomically."""
-    write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata={"model_name": model_name}))
+def save_weights(path: Path, model: nn.Module, model_name: str, kwargs: dict[str, Any]) -> None:
+    """The model's state dict as one safetensors file that says how to build its model, written atomically.
+
+    `dart.official.load` and `python -m dart.draw --checkpoint` read it.
+    """
+    made = json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)
+    metadata = {"format": "pt", "model_name": model_name, WEIGHTS_METADATA: made}
+    write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata=metadata))
 
 
 def _load(folder: Path, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:

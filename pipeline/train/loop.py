@@ -23,7 +23,7 @@ from pipeline.data.index import load_manifest
 from pipeline.data.loader import GlobalBatches, eval_loader, train_loader
 from pipeline.errors import UserError, problem
 from pipeline.journal import Journal
-from pipeline.model import build_model
+from pipeline.model import build_model, model_kwargs
 from pipeline.provenance import hash_json
 from pipeline.train.checkpoint import Identity, Position, load_checkpoint, save_checkpoint, save_weights
 from pipeline.train.optim import build_optimizer, lr_factor, set_lr
@@ -48,6 +48,7 @@ class Setup(NamedTuple):
 
     trial: Trial
     data_dir: Path
+    num_classes: int
     run_dir: Path
     rank: int
     world_size: int
@@ -102,8 +103,8 @@ def fit(
     for line in absurd_precision(trial, device.type):
         raise UserError(line)
     setup = Setup(
-        trial, data_dir, run_dir, rank, world_size, device, loader_workers, steps_per_epoch, log_every_steps,
-        checkpoint_every_s,
+        trial, data_dir, num_classes, run_dir, rank, world_size, device, loader_workers, steps_per_epoch,
+        log_every_steps, checkpoint_every_s,
     )  # fmt: skip
     torch.manual_seed(trial.seed)
     model = build_model(trial, num_classes).to(device, setup.dtype)
@@ -141,7 +142,8 @@ class _Fitting:
             position = self.position
             report({"epoch": epoch + 1, "step": position.step, "train_s": position.train_s, **position.metrics})
         if self.journal:
-            save_weights(setup.run_dir / WEIGHTS, self.model, self.identity.model_name)
+            kwargs = model_kwargs(setup.trial.architecture(), setup.num_classes)
+            save_weights(setup.run_dir / WEIGHTS, self.model, self.identity.model_name, kwargs)
             self.journal.artifact(WEIGHTS)
         num_samples = setup.num_steps * setup.trial.train.global_batch_size
         return FitResult(self.position.metrics, setup.num_steps, num_samples, self.position.train_s)

@@ -21,6 +21,7 @@ from dart.draw import model as draw_model
 from dart.draw.photograph import fit, read_photograph
 from dart.official import write_weights
 from dart.weights import Weights, build_model, read_weights
+from pipeline.train.checkpoint import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,7 +133,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     Path("bad.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not a header ....")
     nano = trained("dart_vit_nano", num_classes=3)
     save_file(nano.state_dict(), "anonymous.safetensors")
-    save_file(nano.state_dict(), "dart.safetensors", {"model_name": "dart_vit_nano"})
+    write_weights(Path("dart.safetensors"), "dart_vit_nano", {"num_classes": 3}, nano.state_dict())
     done = run(arguments, capsys)
     assert done.code == 2
     assert sentence in done.err
@@ -141,14 +142,16 @@ def test_what_is_wrong_is_said_in_one_sentence(
 
 
 def test_weights_that_training_wrote_rebuild_their_model(tmp_path: Path) -> None:
-    options = {"in_chans": 1, "num_classes": 5, "patch_size": 4, "scorer": "conv"}
+    statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # the pipeline's pixels go from -1 to 1
+    options = {"in_chans": 1, "num_classes": 5, "patch_size": 4, "sampling": "point", "token_budget": 20}
     model = trained("dart_vit_micro", **options)
-    save_file(model.state_dict(), tmp_path / "model.safetensors", {"model_name": "dart_vit_micro"})
+    kwargs = {**options, "pretrained_cfg_overlay": statistics}
+    save_weights(tmp_path / "model.safetensors", model, "dart_vit_micro", kwargs)
     loaded = build_model(None, read_weights(tmp_path / "model.safetensors", None), {})
     image = torch.rand(2, 1, 96, 96)
     assert torch.equal(loaded(image), model(image))
     mean, std = draw_model.pixel_statistics(loaded, 1)
-    assert (mean.item(), std.item()) == (0.5, 0.5)  # the pipeline's pixels go from -1 to 1
+    assert (mean.item(), std.item()) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("options", [{}, {"pos_embed": "table"}, {"scorer": "squeezenet1_1", "frozen_scorer": True}])
