@@ -143,7 +143,8 @@ def write_weights(path: Path, model_name: str, kwargs: dict[str, Any], state: "d
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {"format": "pt", WEIGHTS_METADATA: json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)}
+    # One entry only: safetensors writes several in random order.
+    metadata = {WEIGHTS_METADATA: json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)}
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder; make it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

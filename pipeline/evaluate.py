@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from dart.registry import WEIGHTS_METADATA
 from pipeline.config import Placement
 from pipeline.data.index import Manifest, load_manifest, load_split_index
 from pipeline.data.loader import ShardDataset, eval_loader
@@ -74,7 +75,7 @@ def weights_problems(entry: Entry, weights: Path, model: nn.Module) -> list[str]
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            other = (file.metadata() or {}).get("model_name", "another model")
+            other = json.loads((file.metadata() or {}).get(WEIGHTS_METADATA, "{}")).get("model", "another model")
     except FileNotFoundError:
         return [problem(where, str(weights), "no such file", remedy)]
     except SafetensorError as error:

@@ -93,8 +93,8 @@ def save_weights(path: Path, model: nn.Module, model_name: str, kwargs: dict[str
     `dart.official.load` and `python -m dart.draw --checkpoint` read it.
     """
     made = json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)
-    metadata = {"format": "pt", "model_name": model_name, WEIGHTS_METADATA: made}
-    write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata=metadata))
+    # One entry only: safetensors writes several in random order, and the same weights should be the same bytes.
+    write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata={WEIGHTS_METADATA: made}))
 
 
 def _load(folder: Path, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
