@@ -146,7 +146,7 @@ def map_axis(position: Tensor, sizes: Tensor, to: str) -> Tensor:
     extent = CELL_PX * num_cells
     ends = (sizes * (extent / sizes.sum(-1, keepdim=True))).cumsum(-1)
     edges = torch.cat([torch.zeros_like(ends[:, :1]), ends], -1)
-    position = position.expand(len(sizes), -1).contiguous()
+    position = position.expand(sizes.shape[0], -1).contiguous()
     if to == "warped":
         cell = (torch.searchsorted(edges.detach(), position.detach(), right=True) - 1).clamp(0, num_cells - 1)
         start, end = edges.gather(-1, cell), edges.gather(-1, cell + 1)

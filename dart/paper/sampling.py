@@ -81,7 +81,7 @@ def sample_two_step(images: Tensor, heights: Tensor, edges: Tensor, patch_size: 
     x = token_columns(edges, patch_size).flatten(1) * (2 / (strip.shape[-1] - 1)) - 1
     grid = torch.stack([x, torch.zeros_like(x)], -1)[:, None]  # (B, 1, N P, 2)
     patches = F.grid_sample(strip[:, :, None], grid, "bilinear", "zeros", align_corners=True)
-    return patches.view(len(images), -1, patch_size, edges.shape[-1] - 1, patch_size).permute(0, 3, 1, 2, 4)
+    return patches.view(images.shape[0], -1, patch_size, edges.shape[-1] - 1, patch_size).permute(0, 3, 1, 2, 4)
 
 
 def fractions(like: Tensor, patch_size: int) -> Tensor:

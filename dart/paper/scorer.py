@@ -97,6 +97,7 @@ def first_stages(name: str, num_stages: int, pretrained: bool = False) -> nn.Seq
 
 def standardise(scores: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     """Mean 0 and (unbiased) standard deviation 1 over the whole batch, or over `dim`, in at least float32."""
+    dim = tuple(range(scores.ndim)) if dim is None else dim
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     centred = scores - scores.mean(dim, keepdim=True)
     return centred / (centred.std(dim, keepdim=True) + EPS)

@@ -109,7 +109,7 @@ class VideoTokenizer(nn.Module):
         """
         tokenization = self.inspect(clips)
         space, time = self.carry(pos_embed[:, 1:], time_embed, tokenization)
-        first = (cls_token + pos_embed[:, :1]).expand(len(clips), -1, -1)
+        first = (cls_token + pos_embed[:, :1]).expand(clips.shape[0], -1, -1)
         return torch.cat([first, tokenization.tokens + space + time], 1)
 
     def inspect(self, clips: Tensor) -> VideoTokenization:
