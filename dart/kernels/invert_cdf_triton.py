@@ -70,14 +70,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     mass, levels = ctx.saved_tensors
     grad_mass, grad_levels = _invert_backward(grad, mass, levels)
     # Row r of the masses had row r % L of the levels.
-    return grad_mass, grad_levels.unflatten(0, (-1, len(levels))).sum(0) if ctx.needs_input_grad[1] else None
+    return grad_mass, grad_levels.unflatten(0, (-1, levels.shape[0])).sum(0) if ctx.needs_input_grad[1] else None
 
 
 _invert.register_autograd(_backward, setup_context=_save)
 
 
 def _sizes(mass: Tensor, levels: Tensor) -> tuple[int, int, int]:
-    return mass.shape[-1], levels.shape[-1], len(levels)
+    return mass.shape[-1], levels.shape[-1], levels.shape[0]
 
 
 def _tiles(mass: Tensor, levels: Tensor) -> dict[str, int]:
