@@ -24,7 +24,7 @@ and position embedding included: half of what torch.utils.flop_counter says. Nor
 and look-ups, of which fvcore counts some, are below 1 % and are not counted.
 Scores are read off a copy of 224 x 224 px: the published figures belong to it (the published code reads 448 x 448).
 MobileNetV3 and EfficientNet-B0 rows are models of mode='paper'; the others of mode='invariant', which have the same
-networks and tokens, for the authors' code has none of these.
+networks and tokens, for the authors' code has none of these. Plain rows are timm's DeiT.
 """
 
 

@@ -176,6 +176,8 @@ def load(path: str | Path) -> "nn.Module":
         raise ValueError(f"{path}: does not say which model it is of; write it with `python -m dart.official`")
     spec = json.loads(metadata)
     model = build(spec["model"], spec["kwargs"])
+    if problems := compare(state, model.state_dict()):
+        raise ValueError(f"{path}: not the weights of {spec['model']}: {problems[0]}")
     model.load_state_dict(state, strict=True)
     return model.eval()
 

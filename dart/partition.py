@@ -5,6 +5,8 @@ Coordinates are pixels, origin at the top-left corner, pixel centres at +0.5, in
 tensor of regions (B, N, 4), x0 y0 x1 y1, in reading order; they tile the image, and none lies in two rows.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,18 +15,22 @@ from dart.kernels import invert_cdf
 from dart.registry import PARTITIONS, ROW_WEIGHTS
 
 
-def plan_rows(num_patches: int, num_rows: int | None = None) -> int:
-    """The number of rows: as asked, or round(sqrt(num_patches)), as in the paper."""
-    rows = num_rows or max(1, round(num_patches**0.5))
+def plan_rows(num_patches: int, num_rows: int | None = None, aspect: float = 1.0) -> int:
+    """The number of rows: as asked, or what makes uniform regions about square, round(sqrt(num_patches * aspect)).
+
+    `aspect` is height over width; for square images that is the paper's round(sqrt(num_patches)).
+    """
+    rows = min(num_patches, max(1, round((num_patches * aspect) ** 0.5))) if num_rows is None else num_rows
     if not 1 <= rows <= num_patches:
         raise ValueError(f"num_rows = {rows}: must be from 1 to num_patches ({num_patches})")
     return rows
 
 
-def plan_grid(num_patches: int, num_rows: int | None = None) -> tuple[int, int]:
-    """Rows and columns of a grid partition: the divisors of `num_patches` nearest to its root, or `num_rows` rows."""
+def plan_grid(num_patches: int, num_rows: int | None = None, aspect: float = 1.0) -> tuple[int, int]:
+    """Rows and columns of a grid partition: `num_rows`, or the divisor that makes uniform cells most nearly square."""
     divisors = [r for r in range(1, num_patches + 1) if num_patches % r == 0]
-    rows = num_rows or min(divisors, key=lambda r: abs(r - num_patches / r))
+    wanted = (num_patches * aspect) ** 0.5
+    rows = min(divisors, key=lambda r: abs(math.log(r / wanted))) if num_rows is None else num_rows
     if rows not in divisors:
         near = min(divisors, key=lambda r: abs(r - rows))
         raise ValueError(f"num_rows = {rows}: a grid of {num_patches} tokens needs a divisor; try {near}")
@@ -43,9 +49,10 @@ def partition_image(
     """The regions of `flow_regions` or `grid_regions`, by name."""
     if partition not in PARTITIONS:
         raise ValueError(f"partition = {partition!r}: unknown; known: {', '.join(PARTITIONS)}")
+    aspect = img_size[0] / img_size[1]
     if partition == "grid":
-        return grid_regions(density, plan_grid(num_patches, num_rows), img_size)
-    return flow_regions(density, num_patches, plan_rows(num_patches, num_rows), img_size, row_weight)
+        return grid_regions(density, plan_grid(num_patches, num_rows, aspect), img_size)
+    return flow_regions(density, num_patches, plan_rows(num_patches, num_rows, aspect), img_size, row_weight)
 
 
 def flow_regions(
@@ -110,7 +117,9 @@ def uniform_regions(
 ) -> Tensor:
     """The partition of a constant density, in closed form, for all images: (1, N, 4)."""
     height, width = img_size
-    rows = plan_grid(num_patches, num_rows)[0] if partition == "grid" else plan_rows(num_patches, num_rows)
+    aspect = height / width
+    grid = partition == "grid"
+    rows = plan_grid(num_patches, num_rows, aspect)[0] if grid else plan_rows(num_patches, num_rows, aspect)
     ends = _even_ends(num_patches, rows, device)
     row, part = _places(ends, num_patches, dtype)
     y = torch.stack([F.pad(ends[:, :-1], (1, 0)), ends], -1).gather(1, row[..., None].expand(-1, -1, 2))

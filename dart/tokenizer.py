@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dart.kernels import embed_regions, sample_regions
-from dart.partition import geometry_dtype, partition_image, uniform_regions
+from dart.partition import geometry_dtype, partition_image, plan_grid, plan_rows, uniform_regions
 from dart.pos_embed import GeometricPosEmbed, carry_table
 from dart.registry import PARTITIONS, POS_EMBEDS, ROW_WEIGHTS, SAMPLINGS
 from dart.scorer import scores_to_density
@@ -51,7 +51,7 @@ class DartTokenizer(nn.Module):
         scorer: Images to raw scores (B, G_h, G_w). None cuts the uniform grid, which is what
             DART is compared with, everything else being equal.
         token_budget: N, patch tokens per image; `forward` can be told another.
-        num_rows: R; None for round(sqrt(N)).
+        num_rows: R for this budget; None for round(sqrt(N H / W)).
         partition: "flow" or "grid", see `dart.partition`.
         row_weight: "mass" or "density", see `dart.partition.flow_regions`.
         score_floor: Uniform share of the density, in (0, 1].
@@ -65,7 +65,7 @@ class DartTokenizer(nn.Module):
     def __init__(
         self,
         img_size: int | tuple[int, int],
-        patch_size: int,
+        patch_size: int | tuple[int, int],
         in_chans: int,
         embed_dim: int,
         scorer: nn.Module | None,
@@ -81,8 +81,8 @@ class DartTokenizer(nn.Module):
         norm_layer: Callable[[int], nn.Module] | None = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.img_size = to_pair(img_size)
-        self.patch_size = (patch_size, patch_size)
+        self.patch_size = check_patch(patch_size)
+        self.img_size = check_size(img_size, self.patch_size[0])
         self.in_chans = in_chans
         self.num_patches = check_budget(token_budget, self.img_size)
         self.num_rows = num_rows
@@ -91,9 +91,12 @@ class DartTokenizer(nn.Module):
         self.sampling = one_of("sampling", sampling, SAMPLINGS)
         if not 0 < score_floor <= 1:
             raise ValueError(f"score_floor = {score_floor}: must be above 0 and at most 1 (share that is uniform)")
+        if score_blur < 0:
+            raise ValueError(f"score_blur = {score_blur}: must be at least 0 (passes of a mean filter)")
         self.score_floor, self.score_blur = score_floor, score_blur
+        self.plan(self.num_patches, num_rows)
         self.scorer = scorer
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.patch_size)
         self.pos_embed = (
             GeometricPosEmbed(embed_dim) if one_of("pos_embed", pos_embed, POS_EMBEDS) == "geometry" else None
         )
@@ -114,7 +117,9 @@ class DartTokenizer(nn.Module):
         img_size = (images.shape[-2], images.shape[-1])
         check_images(images, self.in_chans, self.patch_size[0])
         budget = check_budget(self.num_patches if num_patches is None else num_patches, img_size)
-        scores, density, regions = self.regions(images, budget, num_rows or self.num_rows)
+        if num_rows is None and budget == self.num_patches:
+            num_rows = self.num_rows
+        scores, density, regions = self.regions(images, budget, num_rows)
         patches = None
         if with_patches:
             patches = sample_regions(images, regions, self.patch_size[0], self.sampling)
@@ -137,6 +142,10 @@ class DartTokenizer(nn.Module):
         options = {"partition": self.partition, "row_weight": self.row_weight}
         return scores, density, partition_image(density, img_size, num_patches, num_rows, **options)
 
+    def plan(self, token_budget: int, num_rows: int | None) -> None:
+        """Refuse a number of rows that the budget does not allow."""
+        (plan_grid if self.partition == "grid" else plan_rows)(token_budget, num_rows)
+
     @staticmethod
     def carry(table: Tensor, tokenization: Tokenization) -> Tensor:
         """A square position table (1, G * G, D) averaged over each region: (B or 1, N, D)."""
@@ -150,7 +159,8 @@ class DartTokenizer(nn.Module):
         if patch_size is not None and to_pair(patch_size) != self.patch_size:
             raise ValueError(f"patch_size = {patch_size}: the weights are of {self.patch_size}; create another model")
         if img_size is not None:
-            self.img_size = to_pair(img_size)
+            self.img_size = check_size(img_size, self.patch_size[0])
+            check_budget(self.num_patches, self.img_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -173,6 +183,22 @@ def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def check_patch(patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """A patch's height and width, which are equal."""
+    height, width = to_pair(patch_size)
+    if height != width or height < 1:
+        raise ValueError(f"patch_size = {patch_size}: must be square, at least 1 px")
+    return height, width
+
+
+def check_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """An image's height and width, if a patch fits."""
+    height, width = to_pair(img_size)
+    if min(height, width) < patch_size:
+        raise ValueError(f"img_size = {height} x {width} px: sides must be at least one patch ({patch_size} px)")
+    return height, width
+
+
 def one_of(where: str, value: str, known: tuple[str, ...]) -> str:
     """The value, if it is a known name."""
     if value not in known:
@@ -183,6 +209,8 @@ def one_of(where: str, value: str, known: tuple[str, ...]) -> str:
 def check_budget(token_budget: int, img_size: tuple[int, int]) -> int:
     """The budget, if an image of that size allows it."""
     pixels = img_size[0] * img_size[1]
+    if not isinstance(token_budget, int):
+        raise ValueError(f"token_budget = {token_budget!r}: must be a whole number")
     if not 1 <= token_budget <= pixels:
         raise ValueError(f"token_budget = {token_budget}: must be from 1 to the image's {pixels} pixels")
     return token_budget

@@ -112,9 +112,8 @@ def look(model: nn.Module, pixels: Tensor, name: str, uniform_model: nn.Module |
     else:
         tokenizer: Any = model.patch_embed
         size = (pixels.shape[-2], pixels.shape[-1])
-        rows = rows_for(tokenizer, size) or tokenizer.num_rows
         kind = getattr(tokenizer, "partition", "flow")
-        regions = uniform_regions(tokenizer.num_patches, rows, size, pixels.device, pixels.dtype, kind)
+        regions = uniform_regions(tokenizer.num_patches, tokenizer.num_rows, size, pixels.device, pixels.dtype, kind)
         # Paper mode is compared with DeiT on a copy of half the side, whose pixels are means of the image's.
         sampling = getattr(tokenizer, "sampling", "area")
         grid = Seen(
@@ -129,8 +128,7 @@ def tokenize(model: nn.Module, pixels: Tensor) -> Seen:
     """One image through a model's tokenizer: pixels (C, H, W) from 0 to 1, and so are the patches."""
     mean, std = pixel_statistics(model, len(pixels))
     tokenizer: Any = model.patch_embed
-    rows = rows_for(tokenizer, (pixels.shape[-2], pixels.shape[-1]))
-    found = tokenizer.inspect(((pixels - mean) / std)[None], num_rows=rows)
+    found = tokenizer.inspect(((pixels - mean) / std)[None])
     return Seen(found.density[0], found.regions[0], found.patches[0] * std + mean)
 
 
@@ -142,8 +140,7 @@ def answer(model: nn.Module, pixels: Tensor, class_names: Sequence[str], who: st
         class_names: By index; without any, ImageNet's for 1000 classes.
     """
     mean, std = pixel_statistics(model, len(pixels))
-    rows = rows_for(model.patch_embed, (pixels.shape[-2], pixels.shape[-1]))
-    logits = model(((pixels - mean) / std)[None], **({} if rows is None else {"num_rows": rows}))[0]
+    logits = model(((pixels - mean) / std)[None])[0]
     confidence, best = logits.float().softmax(-1).max(-1)
     names = class_names or known_classes(len(logits))
     if names and len(names) != len(logits):
@@ -164,14 +161,3 @@ def pixel_statistics(model: nn.Module, num_chans: int) -> tuple[Tensor, Tensor]:
     pair = (torch.tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
     mean, std = (v if len(v) == num_chans else v.mean().expand(num_chans) for v in pair)
     return mean[:, None, None], std[:, None, None]
-
-
-def rows_for(tokenizer: Any, img_size: tuple[int, int]) -> int | None:
-    """How many rows make the uniform regions of an image of this size about square; None: the tokenizer's own rule."""
-    if isinstance(tokenizer, PaperTokenizer) or tokenizer.num_rows or img_size[0] == img_size[1]:
-        return None
-    budget = tokenizer.num_patches
-    wanted = (budget * img_size[0] / img_size[1]) ** 0.5
-    if tokenizer.partition == "grid":
-        return min((r for r in range(1, budget + 1) if budget % r == 0), key=lambda r: abs(r - wanted))
-    return min(budget, max(1, round(wanted)))

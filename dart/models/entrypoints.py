@@ -52,8 +52,19 @@ def filter_checkpoint(state: dict[str, Tensor], model: RegionVisionTransformer) 
     if table is not None and table.shape[:2] != own["pos_embed"].shape[:2]:
         size = list(model.table_size)
         state["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=model.num_table_prefixes)
+    unknown, missing = (sorted(x - y) for x, y in ((state.keys(), own.keys()), (own.keys(), state.keys())))
+    unknown, missing = ([name for name in names if not name.startswith("head.")] for names in (unknown, missing))
+    if unknown or missing:
+        raise ValueError(
+            f"checkpoint: {len(unknown)} unknown entries ({', '.join(unknown[:3])}) and {len(missing)} missing "
+            f"({', '.join(missing[:3])}); it is the checkpoint of another architecture"
+        )
     for name, value in state.items():
-        if name in own and value.shape != own[name].shape and not name.startswith("head."):
+        # timm adapts the head to the classes and the projection to the channels afterwards.
+        shape = value.shape[:1] + value.shape[2:] if name == "patch_embed.proj.weight" else value.shape
+        wanted = own.get(name, value).shape
+        wanted = wanted[:1] + wanted[2:] if name == "patch_embed.proj.weight" else wanted
+        if shape != wanted and not name.startswith("head."):
             raise ValueError(
                 f"checkpoint {name} = {tuple(value.shape)}: the model's is {tuple(own[name].shape)}; "
                 "it is the checkpoint of another architecture"
@@ -69,9 +80,14 @@ def _create(
         defaults["token_budget"] = budget
     if kwargs.get("mode") == "paper":
         defaults |= {"scorer": PAPER_SCORERS.get(variant, "mobilenetv3_small_v1"), "score_input": "full"}
+        defaults |= {"pos_embed": "table"}
         defaults.pop("sampling")
         if tokenizer != "dart":
             raise ValueError(f"mode = 'paper': only of DART models, not of {name}; leave it out")
+    if tokenizer != "dart":
+        defaults.pop("scorer")
+        if unread := [key for key in DART_ONLY if kwargs.get(key) is not None]:
+            raise ValueError(f"{unread[0]} = {kwargs[unread[0]]!r}: {name} has no scorer; leave it out")
     return build_model_with_cfg(
         RegionVisionTransformer,
         name,

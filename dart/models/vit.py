@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dart.pos_embed import map_features
-from dart.registry import MODES, POS_EMBEDS
+from dart.registry import MODES, POS_EMBEDS, TOKENIZERS
 from dart.scorer import build_scorer
 from dart.tokenizer import DartTokenizer, check_budget, one_of
 
@@ -62,6 +62,7 @@ class RegionVisionTransformer(VisionTransformer):
     ) -> None:
         regions = {key: kwargs.pop(key) for key in REGION_OPTIONS if key in kwargs}
         one_of("mode", mode, MODES)
+        one_of("tokenizer", tokenizer, TOKENIZERS)
         one_of("pos_embed", pos_embed, POS_EMBEDS)
         # timm's own patch embedding is a throw-away: its weight initialisation must not reset the scorer.
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, pos_embed="none", **kwargs)
@@ -70,6 +71,11 @@ class RegionVisionTransformer(VisionTransformer):
             self.pos_embed = nn.Parameter(torch.empty(1, self.num_table_prefixes + table_size**2, self.embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if mode == "paper":
+            scorer_options = {"frozen_scorer": frozen_scorer, "scorer_stage": scorer_stage, "scorer_norm": scorer_norm}
+            unread = [*regions, *(key for key, value in scorer_options.items() if value is not None)]
+            if unread or pos_embed != "table" or table_size != 14:
+                choice = ", ".join(unread) or f"pos_embed = {pos_embed!r}, table_size = {table_size}"
+                raise ValueError(f"{choice}: paper mode has no such choice; leave it out, or use mode='invariant'")
             from dart.paper import PaperTokenizer
 
             self.patch_embed = PaperTokenizer(
@@ -91,8 +97,7 @@ class RegionVisionTransformer(VisionTransformer):
                 token_budget=token_budget, num_rows=num_rows, pos_embed=pos_embed,
                 norm_layer=nn.LayerNorm if pos_embed == "geometry" else None, **regions,
             )  # fmt: skip
-        for info in self.feature_info:
-            info["reduction"] = self.patch_embed.feat_ratio()
+        self._renew_feature_info()
 
     @property
     def num_table_prefixes(self) -> int:
@@ -116,19 +121,22 @@ class RegionVisionTransformer(VisionTransformer):
     def forward(
         self,
         x: Tensor,
-        num_patches: int | None = None,
-        num_rows: int | None = None,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        *,
+        num_patches: int | None = None,
+        num_rows: int | None = None,
     ) -> Tensor:
         """(B, C, H, W) -> logits (B, num_classes), with another token budget and row count if given."""
-        return self.forward_head(self.forward_features(x, attn_mask, is_causal, num_patches, num_rows))
+        features = self.forward_features(x, attn_mask, is_causal, num_patches=num_patches, num_rows=num_rows)
+        return self.forward_head(features)
 
     def forward_features(
         self,
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        *,
         num_patches: int | None = None,
         num_rows: int | None = None,
     ) -> Tensor:
@@ -187,11 +195,18 @@ class RegionVisionTransformer(VisionTransformer):
     ) -> None:
         """Make another image size the usual one; no weight changes (timm's contract)."""
         self.patch_embed.set_input_size(img_size, patch_size)
+        self._renew_feature_info()
 
     def set_token_budget(self, token_budget: int, num_rows: int | None = None) -> None:
         """Spend another number of patch tokens per image from now on; no weight changes."""
-        self.patch_embed.num_patches = check_budget(token_budget, self.patch_embed.img_size)
-        self.patch_embed.num_rows = num_rows
+        check_budget(token_budget, self.patch_embed.img_size)
+        self.patch_embed.plan(token_budget, num_rows)
+        self.patch_embed.num_patches, self.patch_embed.num_rows = token_budget, num_rows
+        self._renew_feature_info()
+
+    def _renew_feature_info(self) -> None:
+        for info in self.feature_info:
+            info["reduction"] = self.patch_embed.feat_ratio()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

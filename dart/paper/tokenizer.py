@@ -95,7 +95,9 @@ class PaperTokenizer(nn.Module):
         """
         check_paper_images(images, self.img_size)
         budget = check_budget(self.num_patches if num_patches is None else num_patches, self.img_size)
-        rows = plan_rows(budget, num_rows or self.num_rows)
+        if num_rows is None and budget == self.num_patches:
+            num_rows = self.num_rows
+        rows = plan_rows(budget, num_rows)
         return self.read(images, self.scorer(images, self.grid_size), budget, rows)
 
     def read(self, images: Tensor, scores: Tensor, num_patches: int, num_rows: int) -> PaperTokenization:
@@ -108,6 +110,11 @@ class PaperTokenizer(nn.Module):
         tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
         regions = token_regions(heights_px.detach(), edges.detach(), width)
         return PaperTokenization(scores, density, heights, edges, regions, patches, tokens)
+
+    @staticmethod
+    def plan(token_budget: int, num_rows: int | None) -> None:
+        """Refuse a number of rows that the budget does not allow."""
+        plan_rows(token_budget, num_rows)
 
     def carry(self, table: Tensor, tokenization: PaperTokenization) -> Tensor:
         """The position of every token: the mean of a table (1, 196, D) over it, (B, N, D) (section 3.3)."""

@@ -81,6 +81,25 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(tmp_pat
         timm.create_model("dart_deit_small", pretrained=True, scorer="conv", pretrained_cfg_overlay=overlay)
     with pytest.raises(ValueError, match="checkpoint has pos_embed: the model has no table"):
         timm.create_model("dart_vit_micro", pretrained=True, in_chans=3, pretrained_cfg_overlay=overlay)
+    torch.save(timm.create_model("resnet18").state_dict(), path)
+    with pytest.raises(
+        ValueError, match=r"checkpoint: \d+ unknown entries \(.*\) and \d+ missing .*another architecture"
+    ):
+        timm.create_model(
+            "dart_deit_tiny", pretrained=True, num_classes=7, scorer="conv", pretrained_cfg_overlay=overlay
+        )
+
+
+def test_pretrained_weights_adapt_to_other_channels(tmp_path):
+    path = tmp_path / "deit.pth"
+    plain = timm.create_model("deit_tiny_patch16_224")
+    torch.save(plain.state_dict(), path)
+    overlay = {"file": str(path), "hf_hub_id": None}
+    model = timm.create_model(
+        "dart_deit_tiny", pretrained=True, in_chans=1, scorer="conv", pretrained_cfg_overlay=overlay
+    )
+    expected = plain.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(model.patch_embed.proj.weight, expected)
 
 
 @pytest.mark.parametrize(("name", "kwargs"), KINDS)
@@ -148,6 +167,7 @@ def test_another_input_size_needs_no_weights(name, kwargs):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.set_input_size((64, 160))
     assert model.patch_embed.img_size == (64, 160)
+    assert model.feature_info[0]["reduction"] == model.patch_embed.feat_ratio()
     images = torch.rand(1, 1, 64, 160)
     assert model(images).shape == (1, 10)
     rows, cols = model.patch_embed.grid_size
@@ -203,6 +223,49 @@ def test_saved_for_the_hub_and_created_from_there(tmp_path):
     images = images_for(model)
     assert again.patch_embed.num_patches == 25
     assert torch.equal(model(images), again(images))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampling": "area"},
+        {"partition": "grid"},
+        {"pos_embed": "geometry"},
+        {"scorer_norm": "group"},
+        {"table_size": 10},
+    ],
+)
+def test_paper_mode_refuses_what_it_would_ignore(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*: paper mode has no such choice"):
+        timm.create_model("dart_deit_tiny", mode="paper", depth=1, **wrong)
+
+
+def test_a_model_of_paper_mode_keeps_the_contract_too():
+    torch.manual_seed(0)
+    model = timm.create_model("dart_deit_tiny", mode="paper", depth=2, img_size=224, num_classes=5).eval()
+    images = torch.rand(2, 3, 224, 224)
+    final, maps = model.forward_intermediates(images, 1)
+    assert torch.equal(final, model.forward_features(images))
+    assert maps[0].shape == (2, 192, 14, 14)
+    asked = model(images, num_patches=100)
+    model.set_token_budget(100)
+    assert torch.equal(asked, model(images))
+    model.set_grad_checkpointing()
+    model.train()(images).sum().backward()
+    assert model.patch_embed.scorer.mlp.net[2].weight.grad.abs().max() > 0
+    features = timm.create_model(
+        "dart_deit_tiny", mode="paper", depth=2, img_size=224, features_only=True, out_indices=(1,)
+    )
+    assert features(images)[0].shape == (2, 192, 14, 14)
+    model.set_input_size(448)
+    assert model.eval()(torch.rand(1, 3, 448, 448)).shape == (1, 5)
+
+
+def test_a_uniform_model_refuses_a_scorer():
+    with pytest.raises(ValueError, match="scorer = 'conv': uniform_vit_nano has no scorer; leave it out"):
+        timm.create_model("uniform_vit_nano", scorer="conv")
+    with pytest.raises(ValueError, match="tokenizer = 'drat': unknown; known: dart, uniform"):
+        dart.models.RegionVisionTransformer(tokenizer="drat", token_budget=4)
 
 
 def test_options_of_dart_do_not_reach_the_uniform_twin():

@@ -40,6 +40,20 @@ def test_uniform_tokens_are_timms_patch_embed(learned, sampling, partition, dtyp
     torch.testing.assert_close(tokenizer(images), reference(images), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("partition", ["flow", "grid"])
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (24, 96)])
+def test_uniform_tokens_are_timms_patch_embed_whatever_the_aspect_ratio(partition, size):
+    budget = size[0] * size[1] // 64
+    tokenizer = DartTokenizer(
+        size, 8, 3, 16, ConvScorer(3), token_budget=budget, partition=partition, pos_embed="table", norm_layer=None
+    )
+    reference = PatchEmbed(size, 8, 3, 16)
+    reference.proj.load_state_dict(tokenizer.proj.state_dict())
+    images = torch.rand(2, 3, *size)
+    torch.testing.assert_close(tokenizer(images), reference(images), rtol=0, atol=1e-4)
+    assert tokenizer.grid_size == (size[0] // 8, size[1] // 8)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_an_image_does_not_depend_on_its_batch_mates(options):
     tokenizer = build(**options).double().train()  # in training too: no batch statistics anywhere
@@ -89,6 +103,9 @@ def test_gradients_are_finite_in_every_corner(options, image):
 def test_a_row_count_can_be_chosen_at_call_time():
     regions = build().inspect(torch.rand(1, 1, 96, 96), 30, 3).regions[0]
     assert regions[:, 1].unique().numel() == 3
+    pinned = build(num_rows=6)  # for its own budget only
+    assert pinned.inspect(torch.rand(1, 1, 96, 96)).regions[0, :, 1].unique().numel() == 6
+    assert pinned.inspect(torch.rand(1, 1, 96, 96), 4).regions[0, :, 1].unique().numel() == 2
 
 
 def test_under_autocast_the_regions_are_those_of_float32():
@@ -134,6 +151,24 @@ def test_bad_images_are_refused_in_one_sentence(images, said):
         return build()(images)
     with pytest.raises(ValueError, match=said):
         build()(images)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_rows": 0}, r"num_rows = 0: must be from 1 to num_patches \(36\)"),
+        ({"num_rows": 50}, r"num_rows = 50: must be from 1 to num_patches \(36\)"),
+        ({"num_rows": 5, "partition": "grid"}, "num_rows = 5: a grid of 36 tokens needs a divisor; try 4"),
+        ({"score_blur": -1}, "score_blur = -1: must be at least 0"),
+        ({"score_floor": 0}, "score_floor = 0: must be above 0"),
+        ({"token_budget": 3.5}, "token_budget = 3.5: must be a whole number"),
+        ({"patch_size": (8, 4)}, r"patch_size = \(8, 4\): must be square"),
+        ({"img_size": 4}, r"img_size = 4 x 4 px: sides must be at least one patch \(8 px\)"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        build(**options)
 
 
 @pytest.mark.parametrize("budget", [0, -3, 96 * 96 + 1])

@@ -127,8 +127,8 @@ def test_the_default_plan():
     assert len({(t.name, t.seed) for t in sweep}) == len(sweep)
 
 
-def test_a_trial_is_the_same_science_in_the_table_and_in_the_sweep():
-    suite = load_suite("digits", ROOT / "suites/digits.yaml")
+def test_a_trial_is_the_same_science_in_the_table_and_in_the_sweep(tmp_path):
+    suite = load_suite("digits", write_suite(tmp_path, {"sweep/grid/tokenizer.token_budget": [9, 36]}))
     experiments = {t.name: t.science() for t in plan_experiments(suite) if t.seed == 0}
     sweep = {t.name: t.science() for t in plan_sweep(suite)}
     assert experiments["dart-36"] == sweep["dart-36-micro"]
