@@ -4,7 +4,7 @@ import argparse
 import importlib
 import platform
 
-COMPARISONS = ("sampling", "tokenizer", "models", "digits")
+COMPARISONS = ("sampling", "tokenizer", "models", "digits", "gpu")
 
 
 def main() -> None:

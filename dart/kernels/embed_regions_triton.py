@@ -52,7 +52,7 @@ def _embed(images: Tensor, regions: Tensor, weight: Tensor, bias: Tensor | None,
 
 @_embed.register_fake
 def _empty_tokens(images: Tensor, regions: Tensor, weight: Tensor, bias: Tensor | None, area: bool) -> Tensor:
-    return weight.new_empty(len(images), regions.shape[1], len(weight))
+    return weight.new_empty(images.shape[0], regions.shape[1], weight.shape[0])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, bool], output: Tensor) -> None:

@@ -35,13 +35,15 @@ def _invert(mass: Tensor, levels: Tensor) -> Tensor:
     out = _empty(mass, levels)
     if out.numel():
         with torch.cuda.device_of(mass):
-            _invert_kernel[(len(mass),)](mass, levels, out, *_sizes(mass, levels), **_tiles(mass, levels), num_warps=1)
+            _invert_kernel[(mass.shape[0],)](
+                mass, levels, out, *_sizes(mass, levels), **_tiles(mass, levels), num_warps=1
+            )
     return out
 
 
 @_invert.register_fake
 def _empty(mass: Tensor, levels: Tensor) -> Tensor:
-    return mass.new_empty(len(mass), levels.shape[-1], dtype=torch.promote_types(mass.dtype, levels.dtype))
+    return mass.new_empty(mass.shape[0], levels.shape[-1], dtype=torch.promote_types(mass.dtype, levels.dtype))
 
 
 @torch.library.custom_op("dart::invert_cdf_backward", mutates_args=())
@@ -51,7 +53,7 @@ def _invert_backward(grad: Tensor, mass: Tensor, levels: Tensor) -> tuple[Tensor
     grad_mass, grad_levels = _empty_grads(grad, mass, levels)
     if mass.numel():
         with torch.cuda.device_of(mass):
-            _invert_backward_kernel[(len(mass),)](
+            _invert_backward_kernel[(mass.shape[0],)](
                 grad, mass, levels, grad_mass, grad_levels, *_sizes(mass, levels), **_tiles(mass, levels), num_warps=1
             )
     return grad_mass, grad_levels

@@ -48,7 +48,7 @@ def sample(images: Tensor, regions: Tensor, patch_size: int, area: bool) -> Tens
 
 @sample.register_fake
 def _empty_patches(images: Tensor, regions: Tensor, patch_size: int, area: bool) -> Tensor:
-    return images.new_empty(len(images), regions.shape[1], images.shape[1], patch_size, patch_size)
+    return images.new_empty(images.shape[0], regions.shape[1], images.shape[1], patch_size, patch_size)
 
 
 @torch.library.custom_op("dart::sample_regions_grad_regions", mutates_args=())
@@ -65,7 +65,7 @@ def grad_regions(grad: Tensor, images: Tensor, regions: Tensor, area: bool) -> T
 
 @grad_regions.register_fake
 def _empty_grad_regions(grad: Tensor, images: Tensor, regions: Tensor, area: bool) -> Tensor:
-    return regions.new_empty(len(images), regions.shape[1], 4)
+    return regions.new_empty(images.shape[0], regions.shape[1], 4)
 
 
 @torch.library.custom_op("dart::sample_regions_grad_images", mutates_args=())
@@ -88,7 +88,7 @@ def backward_of_patches(ctx: Any, grad: Tensor, images: Tensor, regions: Tensor,
     """What the gradient of the patches is worth to the images and the regions, for the inputs 0 and 1 that ask."""
     to_images = grad_images(grad, images, regions, area) if ctx.needs_input_grad[0] else None
     to_regions = grad_regions(grad, images, regions, area) if ctx.needs_input_grad[1] else None
-    if to_regions is not None and len(regions) < len(images):
+    if to_regions is not None and regions.shape[0] < images.shape[0]:
         to_regions = to_regions.sum(0, keepdim=True)
     return to_images, to_regions
 
@@ -108,7 +108,7 @@ sample.register_autograd(_backward, setup_context=_save)
 
 def layout(images: Tensor, regions: Tensor) -> tuple[int, ...]:
     """What every kernel takes: tokens, image size, strides of the images, step from image to image in the regions."""
-    per_image = 4 * regions.shape[1] if len(regions) == len(images) else 0
+    per_image = 4 * regions.shape[1] if regions.shape[0] == images.shape[0] else 0
     return regions.shape[1], images.shape[2], images.shape[3], *images.stride(), per_image
 
 

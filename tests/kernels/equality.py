@@ -282,3 +282,30 @@ def test_one_graph_under_compile() -> None:
         results.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaves)))
     for found, expected in zip(*results, strict=True):
         assert_equal(found, expected, 1e-5)
+
+
+def test_one_graph_for_every_batch_size() -> None:
+    """The three operators, forward and backward: the batch is a constant nowhere."""
+
+    def tokens(images: Tensor, weight: Tensor) -> Tensor:
+        edges = invert_cdf(images.square().mean((1, 2)) + 0.1, torch.tensor([0.2, 0.4, 0.7], device=images.device))
+        low, high = edges[:, :-1], edges[:, 1:]  # (B, 2)
+        own = torch.stack([low, low, high, high], -1)
+        found = embed_regions(images, own, weight) + sample_regions(images, own, 4).mean((-1, -2))
+        shared = own.new_tensor([[[0.5, 1.0, 3.0, 5.0], [2.0, 2.0, 6.0, 6.0]]]) * weight.mean().exp()
+        return found + embed_regions(images, shared, weight) + sample_regions(images, shared, 4).mean((-1, -2))
+
+    torch.manual_seed(0)
+    weight = torch.randn(3, 3, 4, 4, device=DEVICE)
+    compiled = torch.compile(tokens, fullgraph=True, backend="aot_eager")
+    with _forced("triton"), torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (2, 3):
+            inputs = (torch.randn(batch, 3, 6, 6, device=DEVICE), weight)
+            results = []
+            for function in (compiled, tokens):
+                leaves = [t.clone().requires_grad_() for t in inputs]
+                torch._dynamo.mark_dynamic(leaves[0], 0)  # refuses a graph that is of one size
+                out = function(*leaves)
+                results.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaves)))
+            for found, expected in zip(*results, strict=True):
+                assert_equal(found, expected, 1e-5)
