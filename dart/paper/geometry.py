@@ -79,7 +79,11 @@ def row_heights(marginal: Tensor, num_rows: int) -> Tensor:
 
 
 def overlap(edges: Tensor, num_cells: int) -> Tensor:
-    """How much of every unit cell lies in every interval: (B, K + 1) edges -> (B, K, num_cells)."""
+    """How much of every unit cell lies in every interval: (B, K + 1) edges -> (B, K, num_cells).
+
+    The values of `dart.partition.overlap`, another gradient: where an edge lies on a cell's border, as the last one
+    always does, minimum and maximum (the paper's way) pass on half of it.
+    """
     cells = torch.arange(num_cells, device=edges.device, dtype=edges.dtype)
     end = torch.minimum(edges[:, 1:, None], cells + 1)
     start = torch.maximum(edges[:, :-1, None], cells)

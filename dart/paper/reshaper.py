@@ -15,6 +15,7 @@ from dart.paper.geometry import CELL_PX, EPS, average_rows, row_heights, scores_
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import PaperScorer
 from dart.paper.tokenizer import GRID_SIDE, check_paper_images, check_sides
+from dart.tokenizer import check_images, one_of
 
 
 class GridWarp(NamedTuple):
@@ -63,7 +64,10 @@ class PaperReshaper(nn.Module):
     def inspect(self, images: Tensor) -> Reshaping:
         """As `forward`, with everything that leads to the warped image."""
         check_paper_images(images, self.img_size)
-        scores = self.scorer(images)
+        return self.read(images, self.scorer(images))
+
+    def read(self, images: Tensor, scores: Tensor) -> Reshaping:
+        """What the scores (B, 14, 14) make of the images: as `inspect`, without the score network."""
         with torch.autocast(images.device.type, enabled=False):
             grid = equal_mass_grid(scores, self.num_rows, self.num_rows)
             scale = images.shape[-1] / (CELL_PX * GRID_SIDE)
@@ -93,6 +97,7 @@ class DenseReshaper(nn.Module):
 
     def forward(self, images: Tensor) -> GridWarp:
         """(B, 3, H, W) -> the grid, sizes in px that sum to H and to W; differentiable."""
+        check_images(images, 3, CELL_PX)
         height, width = images.shape[-2:]
         if height % CELL_PX or width % CELL_PX:
             raise ValueError(f"images = {height} x {width} px: both sides must be multiples of {CELL_PX}; pad or crop")
@@ -147,7 +152,7 @@ def map_axis(position: Tensor, sizes: Tensor, to: str) -> Tensor:
     ends = (sizes * (extent / sizes.sum(-1, keepdim=True))).cumsum(-1)
     edges = torch.cat([torch.zeros_like(ends[:, :1]), ends], -1)
     position = position.expand(sizes.shape[0], -1).contiguous()
-    if to == "warped":
+    if one_of("to", to, ("warped", "source")) == "warped":
         cell = (torch.searchsorted(edges.detach(), position.detach(), right=True) - 1).clamp(0, num_cells - 1)
         start, end = edges.gather(-1, cell), edges.gather(-1, cell + 1)
         return (cell + (position - start) / (end - start + EPS)) * CELL_PX
@@ -190,7 +195,7 @@ def unwarp_by_points(images: Tensor, grid: GridWarp) -> Tensor:
 
 
 def is_mask(images: Tensor) -> bool:
-    """Whether every value is exactly 0 or 1."""
+    """Whether every value is exactly 0 or 1. The answer is a host's: on a GPU the caller waits for it."""
     return bool(((images == 0) | (images == 1)).all())
 
 

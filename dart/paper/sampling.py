@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dart.tokenizer import one_of
+
 
 def sample_tokens(images: Tensor, heights: Tensor, edges: Tensor, patch_size: int, along: str = "linear") -> Tensor:
     """Read every token at P x P points (section 3.3).
@@ -28,7 +30,7 @@ def sample_tokens(images: Tensor, heights: Tensor, edges: Tensor, patch_size: in
         (B, N, C, P, P), differentiable in the images, the heights and, when linear, the edges.
     """
     place = token_columns(edges, patch_size).flatten(1)  # (B, N P)
-    if along == "nearest":
+    if one_of("along", along, ("linear", "nearest")) == "nearest":
         columns = read_columns(images, heights, place.round().long(), patch_size)
     else:
         pixel = place.detach().floor()

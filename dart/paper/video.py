@@ -17,7 +17,7 @@ from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import first_stages, standardise
 from dart.paper.tokenizer import GRID_SIDE
 from dart.partition import plan_rows
-from dart.tokenizer import check_budget
+from dart.tokenizer import check_budget, check_images
 
 FRAME_PX = CELL_PX * GRID_SIDE
 NUM_STAGES, NUM_FEATURES = 8, 48  # of MobileNetV3-Small: stride 16, so that a 224 px frame has 14 x 14 cells
@@ -72,7 +72,7 @@ class VideoTokenizer(nn.Module):
         token_budget: N, tokens per clip.
         embed_dim: D.
         patch_size: P.
-        num_rows: R; None for floor(sqrt(N T)).
+        num_rows: R; None for floor(sqrt(N / T) T), as floating point rounds it in the paper's code.
         pretrained_scorer: Start the features from torchvision's ImageNet weights.
     """
 
@@ -91,7 +91,9 @@ class VideoTokenizer(nn.Module):
             raise ValueError(f"num_frames = {num_frames}: must be at least 2, scores compare frames")
         self.num_frames, self.patch_size = num_frames, patch_size
         self.num_patches = check_budget(token_budget, (num_frames * FRAME_PX, FRAME_PX))
-        self.num_rows = plan_rows(token_budget, num_rows or math.isqrt(token_budget * num_frames))
+        # Not isqrt(N T): sqrt(961 / 9) * 9 is just below 93.
+        rows = num_rows or math.floor(math.sqrt(token_budget / num_frames) * num_frames)
+        self.num_rows = plan_rows(token_budget, rows)
         self.proj = nn.Conv3d(3, embed_dim, (1, patch_size, patch_size), (1, patch_size, patch_size))
         self.scorer = VideoScorer(pretrained_scorer)
 
@@ -118,6 +120,7 @@ class VideoTokenizer(nn.Module):
         if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             rule = f"must be (batch, {', '.join(map(str, expected))})"
             raise ValueError(f"clips = {tuple(clips.shape)}: {rule}; resize the clip or choose other frames")
+        check_images(clips.flatten(2, 3), 3, self.patch_size)
         return self.read(clips, self.scorer(clips))
 
     def read(self, clips: Tensor, scores: Tensor) -> VideoTokenization:

@@ -195,6 +195,12 @@ def test_masks_stay_masks_in_one_call_warps():
     assert 0 < float(warp_by_points(mask * 0.5, grid).max()) <= 0.5
 
 
+def test_rows_of_a_clip_are_those_of_the_paper_rounding_included():
+    assert VideoTokenizer(4, 784, 8).num_rows == 56
+    assert VideoTokenizer(9, 961, 8).num_rows == 92  # sqrt(961 / 9) * 9 is just below 93
+    assert VideoTokenizer(9, 961, 8, num_rows=93).num_rows == 93
+
+
 @pytest.mark.parametrize(
     ("build", "says"),
     [
@@ -208,7 +214,21 @@ def test_masks_stay_masks_in_one_call_warps():
         (lambda: PaperReshaper(384), "img_size = 384: paper mode knows 448 and 224 px only"),
         (lambda: VideoTokenizer(1, 196), "num_frames = 1: must be at least 2"),
         (lambda: DenseReshaper()(torch.zeros(1, 3, 100, 160)), "images = 100 x 160 px: both sides must be multiples"),
-        (lambda: VideoTokenizer(2, 64)(torch.zeros(1, 3, 3, 224, 224), *[torch.zeros(1)] * 3), "clips = .*must be"),
+        (lambda: DenseReshaper()(torch.zeros(1, 1, 96, 160)), r"images = \(1, 1, 96, 160\): must be \(batch, 3, heig"),
+        (lambda: DenseReshaper()(torch.full((1, 3, 96, 160), torch.nan)), r"images\[0\] = NaN or infinity"),
+        (lambda: VideoTokenizer(2, 64).inspect(torch.zeros(1, 3, 3, 224, 224)), r"clips = .*must be \(batch, 3, 2, 2"),
+        (
+            lambda: VideoTokenizer(2, 64).inspect(torch.full((1, 3, 2, 224, 224), torch.inf)),
+            r"images\[0\] = NaN or inf",
+        ),
+        (
+            lambda: map_axis(torch.zeros(1, 2), torch.ones(1, 3), "sauce"),
+            "to = 'sauce': unknown; known: warped, source",
+        ),
+        (
+            lambda: sample_tokens(torch.zeros(1, 3, 4, 4), *random_cut(1, 1, 2, 4, 4), 2, along="cubic"),
+            "along = 'cubic'",
+        ),
     ],
 )
 def test_bad_arguments_get_a_sentence(build, says):

