@@ -20,7 +20,7 @@ from pipeline.sweep.plan import plan_experiments
 from pipeline.train.run import DONE
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 12
+EPOCHS = 40
 
 
 @pytest.fixture
@@ -48,7 +48,13 @@ def start(project: Path, **env: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=listen_to_interrupts,
     )
+
+
+def listen_to_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
