@@ -20,7 +20,7 @@ from pipeline.sweep.plan import plan_experiments
 from pipeline.train.run import DONE
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 40
+EPOCHS = 16
 
 
 @pytest.fixture
