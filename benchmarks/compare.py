@@ -1,7 +1,8 @@
 """How things are compared: contestants that do the same work take turns; the first one is the yardstick."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ class Comparison(NamedTuple):
     title: str
     images: Tensor
     contestants: dict[str, Contestant]
-    target: dict[str, float] = {}  # noqa: RUF012
+    target: Mapping[str, float] = MappingProxyType({})
     memory: dict[str, float] | None = None
 
 

@@ -56,12 +56,11 @@ def convert(
             expected = build(name, kwargs).state_dict()
     except TypeError as error:
         raise ValueError(f"{name}: cannot be built with {kwargs} ({error}); check the model's name") from error
-    ours = {our_name(key): value for key, value in state.items()}
-    if problems := compare(ours, expected):
+    if problems := compare(state, {official_name(key): value for key, value in expected.items()}):
         lines = "\n".join(f"  {line}" for line in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError(f"checkpoint: not of {name}, {count}\n{lines}")
-    return name, kwargs, {key: ours[key] for key in expected}
+    return name, kwargs, {key: state[official_name(key)] for key in expected}
 
 
 def recognise(state: "dict[str, Tensor]") -> tuple[str, dict[str, Any]]:
@@ -91,13 +90,13 @@ def recognise(state: "dict[str, Tensor]") -> tuple[str, dict[str, Any]]:
 
 
 def compare(found: "dict[str, Tensor]", expected: "dict[str, Tensor]") -> list[str]:
-    """Every difference in names and shapes, one line each, under the official names; empty if there is none."""
-    missing = [f"missing {official_name(k)} {tuple(v.shape)}" for k, v in expected.items() if k not in found]
-    unknown = [f"unknown {official_name(k)} {tuple(v.shape)}" for k, v in found.items() if k not in expected]
+    """Every difference in names and shapes, one line each; empty if there is none."""
+    missing = [f"missing {name} {tuple(value.shape)}" for name, value in expected.items() if name not in found]
+    unknown = [f"unknown {name} {tuple(value.shape)}" for name, value in found.items() if name not in expected]
     misshapen = [
-        f"misshapen {official_name(k)} {tuple(found[k].shape)}: must be {tuple(v.shape)}"
-        for k, v in expected.items()
-        if k in found and found[k].shape != v.shape
+        f"misshapen {name} {tuple(found[name].shape)}: must be {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
     ]
     return missing + unknown + misshapen
 
@@ -126,7 +125,7 @@ def read_checkpoint(path: Path) -> "dict[str, Tensor]":
         # Training scripts store their arguments beside the weights; a namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # a damaged file fails in whatever way its pickle or its archive breaks
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"not a checkpoint that can be read safely ({reason})") from error
     state = loaded.get("model") if isinstance(loaded, dict) else None
@@ -156,30 +155,6 @@ def write_weights(path: Path, model_name: str, kwargs: dict[str, Any], state: "d
         raise ValueError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def load(path: str | Path) -> "nn.Module":
-    """The model of a file that `python -m dart.official` wrote, with its weights, in evaluation mode.
-
-    Raises:
-        ValueError: no such file, or one that does not say which model it is of.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(WEIGHTS_METADATA)
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    if metadata is None:
-        raise ValueError(f"{path}: does not say which model it is of; write it with `python -m dart.official`")
-    spec = json.loads(metadata)
-    model = build(spec["model"], spec["kwargs"])
-    if problems := compare(state, model.state_dict()):
-        raise ValueError(f"{path}: not the weights of {spec['model']}: {problems[0]}")
-    model.load_state_dict(state, strict=True)
-    return model.eval()
 
 
 def build(model_name: str, kwargs: dict[str, Any]) -> "nn.Module":

@@ -156,8 +156,7 @@ class DartTokenizer(nn.Module):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Make another image size the usual one (timm's contract); regions of any image are read at the same P."""
-        if patch_size is not None and to_pair(patch_size) != self.patch_size:
-            raise ValueError(f"patch_size = {patch_size}: the weights are of {self.patch_size}; create another model")
+        check_same_patch(patch_size, self.patch_size)
         if img_size is not None:
             self.img_size = check_size(img_size, self.patch_size[0])
             check_budget(self.num_patches, self.img_size)
@@ -189,6 +188,12 @@ def check_patch(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     if height != width or height < 1:
         raise ValueError(f"patch_size = {patch_size}: must be square, at least 1 px")
     return height, width
+
+
+def check_same_patch(asked: int | tuple[int, int] | None, own: tuple[int, int]) -> None:
+    """Refuse another patch size: the projection's weights have one."""
+    if asked is not None and to_pair(asked) != own:
+        raise ValueError(f"patch_size = {asked}: the weights are of {own}; create another model")
 
 
 def check_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

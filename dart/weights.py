@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import dart.models  # noqa: F401 (registers the models with timm)
-from dart.official import convert, read_checkpoint
+from dart.official import compare, convert, read_checkpoint
 from dart.registry import SCORERS, WEIGHTS_METADATA
 from dart.scorer import build_scorer
 
@@ -54,6 +54,14 @@ def read_weights(path: Path, model_name: str | None) -> Weights:
     return Weights(None, infer_kwargs(state), state)
 
 
+def load(path: str | Path) -> nn.Module:
+    """The model of a file that says which one it is, with its weights, in evaluation mode.
+
+    `python -m dart.official` and the pipeline's training write such files.
+    """
+    return build_model(None, read_weights(Path(path), None), {})
+
+
 def infer_kwargs(state: dict[str, Tensor]) -> dict[str, Any]:
     """What entries and shapes say of a model of `dart.models.vit`: input channels, patch side, classes, scorer ..."""
     kwargs: dict[str, Any] = {}
@@ -89,7 +97,7 @@ def build_model(model_name: str | None, weights: Weights | None, options: dict[s
     except TypeError as error:
         raise ValueError(f"model = {name!r}: cannot be built with {', '.join(kwargs)} ({error})") from error
     if weights is not None:
-        if problems := _differences(weights.state, model.state_dict()):
+        if problems := compare(weights.state, model.state_dict()):
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise ValueError(f"checkpoint: of another architecture than {name}: {problems[0]}{more}")
         model.load_state_dict(weights.state)
@@ -106,16 +114,6 @@ def check_name(name: str, family: str) -> None:
     plain = [model for model in known if not model[-1].isdigit()]  # the rest differ in their budget alone
     remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(plain)}"
     raise ValueError(f"model = {name!r}: {what}; {remedy}")
-
-
-def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Every difference in names and shapes, a few words each."""
-    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in found.keys() & expected.keys()}
-    return [
-        *(f"it has no {name}" for name in expected if name not in found),
-        *(f"{name} is {its} there and {ours} here" for name, (its, ours) in sorted(shapes.items()) if its != ours),
-        *(f"its {name} is unknown" for name in found if name not in expected),
-    ]
 
 
 def _infer_scorer(entries: dict[str, torch.Size], in_chans: int) -> dict[str, Any]:

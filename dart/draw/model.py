@@ -21,7 +21,6 @@ from dart.partition import uniform_regions
 from dart.weights import build_model, check_name, read_weights
 
 SCORE_CELL_PX = 16
-INVARIANT_ONLY = ("partition", "row_weight", "score_floor", "score_blur", "sampling", "pos_embed")
 
 
 class Seen(NamedTuple):
@@ -68,8 +67,6 @@ def load_dart(model_name: str | None, checkpoint: Path | None, options: dict[str
     if weights is not None and weights.model_name is not None:
         check_name(weights.model_name, "dart")
     model: Any = build_model(model_name, weights, options)
-    if is_paper(model) and (unread := [key for key in INVARIANT_ONLY if key in options]):
-        raise ValueError(f"{', '.join(unread)}: paper mode has no such choice; leave out, or use --mode invariant")
     if scores == "gradient":
         model.patch_embed.scorer = GradientScorer(log=not is_paper(model))
     return model

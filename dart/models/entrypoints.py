@@ -37,39 +37,37 @@ def build(model_name: str, **kwargs: Any) -> nn.Module:
     return timm.create_model(model_name, **kwargs)
 
 
-def filter_checkpoint(state: dict[str, Tensor], model: RegionVisionTransformer) -> dict[str, Tensor]:
+def filter_checkpoint(state: dict[str, Any], model: RegionVisionTransformer) -> dict[str, Tensor]:
     """A checkpoint of ours as it is; weights of a plain DeiT complete, with this model's own scorer.
 
     Raises:
-        ValueError: the checkpoint has a position table and the model none, or an entry has another shape.
+        ValueError: the checkpoint has a position table and the model none, or it is another architecture's.
     """
-    state = state.get("model", state)  # type: ignore[assignment]
     own = model.state_dict()
-    state = {**{k: v for k, v in own.items() if k.startswith("patch_embed.scorer.")}, **state}
+    state = {**{k: v for k, v in own.items() if k.startswith("patch_embed.scorer.")}, **state.get("model", state)}
     table = state.get("pos_embed")
     if table is not None and model.pos_embed is None:
         raise ValueError("checkpoint has pos_embed: the model has no table; create it with pos_embed='table'")
     if table is not None and table.shape[:2] != own["pos_embed"].shape[:2]:
         size = list(model.table_size)
         state["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=model.num_table_prefixes)
-    unknown, missing = (sorted(x - y) for x, y in ((state.keys(), own.keys()), (own.keys(), state.keys())))
-    unknown, missing = ([name for name in names if not name.startswith("head.")] for names in (unknown, missing))
-    if unknown or missing:
+    # timm fits the head to the classes and the projection to the channels afterwards.
+    found, wanted = _fixed_shapes(state), _fixed_shapes(own)
+    if odd := sorted(name for name in found.keys() | wanted if found.get(name) != wanted.get(name)):
+        name = odd[0]
+        said, ours = (tuple(entries[name].shape) if name in entries else "missing" for entries in (state, own))
         raise ValueError(
-            f"checkpoint: {len(unknown)} unknown entries ({', '.join(unknown[:3])}) and {len(missing)} missing "
-            f"({', '.join(missing[:3])}); it is the checkpoint of another architecture"
+            f"checkpoint {name} = {said}: the model's is {ours}, and {len(odd) - 1} more entries differ; "
+            "it is the checkpoint of another architecture"
         )
-    for name, value in state.items():
-        # timm adapts the head to the classes and the projection to the channels afterwards.
-        shape = value.shape[:1] + value.shape[2:] if name == "patch_embed.proj.weight" else value.shape
-        wanted = own.get(name, value).shape
-        wanted = wanted[:1] + wanted[2:] if name == "patch_embed.proj.weight" else wanted
-        if shape != wanted and not name.startswith("head."):
-            raise ValueError(
-                f"checkpoint {name} = {tuple(value.shape)}: the model's is {tuple(own[name].shape)}; "
-                "it is the checkpoint of another architecture"
-            )
     return state
+
+
+def _fixed_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """What nobody adapts of the entries' shapes: not the head's, and of the projection all but its channels."""
+    shapes = {name: tuple(value.shape) for name, value in state.items() if not name.startswith("head.")}
+    projection = "patch_embed.proj.weight"
+    return shapes | ({projection: shapes[projection][:1] + shapes[projection][2:]} if projection in shapes else {})
 
 
 def _create(
@@ -79,8 +77,8 @@ def _create(
     if budget is not None:
         defaults["token_budget"] = budget
     if kwargs.get("mode") == "paper":
-        defaults |= {"scorer": PAPER_SCORERS.get(variant, "mobilenetv3_small_v1"), "score_input": "full"}
-        defaults |= {"pos_embed": "table"}
+        scorer = PAPER_SCORERS.get(variant, "mobilenetv3_small_v1")
+        defaults |= {"scorer": scorer, "score_input": "full", "pos_embed": "table"}
         defaults.pop("sampling")
         if tokenizer != "dart":
             raise ValueError(f"mode = 'paper': only of DART models, not of {name}; leave it out")

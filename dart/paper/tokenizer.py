@@ -15,7 +15,7 @@ from dart.paper.geometry import CELL_PX, carry_grid, cut_image, token_regions
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import PaperScorer
 from dart.partition import plan_rows
-from dart.tokenizer import check_budget, check_images, to_pair
+from dart.tokenizer import check_budget, check_images, check_same_patch, to_pair
 
 GRID_SIDE = 14
 IMG_SIZES = (448, 224)
@@ -127,8 +127,7 @@ class PaperTokenizer(nn.Module):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Change between 448 and 224 px (timm's contract)."""
-        if patch_size is not None and to_pair(patch_size) != self.patch_size:
-            raise ValueError(f"patch_size = {patch_size}: the weights are of {self.patch_size}; create another model")
+        check_same_patch(patch_size, self.patch_size)
         if img_size is not None:
             self.img_size = check_sides(img_size)
 

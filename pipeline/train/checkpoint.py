@@ -90,7 +90,7 @@ def load_checkpoint(
 def save_weights(path: Path, model: nn.Module, model_name: str, kwargs: dict[str, Any]) -> None:
     """The model's state dict as one safetensors file that says how to build its model, written atomically.
 
-    `dart.official.load` and `python -m dart.draw --checkpoint` read it.
+    `dart.weights.load` and `python -m dart.draw --checkpoint` read it.
     """
     made = json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)
     # One entry only: safetensors writes several in random order, and the same weights should be the same bytes.

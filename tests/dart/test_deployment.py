@@ -191,7 +191,7 @@ def test_nothing_waits_for_the_device(name, kwargs):
 
 @pytest.mark.parametrize(("partition", "row_weight"), GEOMETRIES)
 def test_geometry_has_few_operators(partition, row_weight):
-    """Scores to regions; the paper's code launches 505 operators there."""
+    """Scores to regions: operators are what a GPU is launched for."""
     with OnOneDevice("meta") as mode:
         cut(torch.zeros(2, 14, 14, device="meta"), partition, row_weight)
     assert mode.num_operators < 100

@@ -12,8 +12,9 @@ import pytest
 import timm
 import torch
 
-from dart.official import convert, load, main, official_name, our_name, write_weights
+from dart.official import convert, main, official_name, our_name, write_weights
 from dart.paper.scorer import SCORERS
+from dart.weights import load
 
 ENTRIES = json.loads((Path(__file__).parents[1] / "golden/state_dict_names.json").read_text())
 # List of entries -> the model, and what of it is not as the name says.

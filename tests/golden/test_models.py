@@ -42,7 +42,7 @@ def test_model(run, dtype):
 def load_model(run):
     """The model of a run, by way of its official checkpoint."""
     name, given = run.split("_")
-    # Low resolution is 224 px, whether the name says so or not: the reference knows no other (DART.md 1.1).
+    # Low resolution is 224 px, whether the name says so or not: the reference knows no other size.
     variant, budget, head, low = re.fullmatch(r"([a-z]+)(\d+)(v2)?(lowres(?:224)?)?", name).groups()
     side = 224 if low else 448
     state = parameters(entry_names(f"darvit_{variant}" + (f"_{head}" if head else "")))
