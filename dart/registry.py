@@ -3,8 +3,8 @@
 from typing import Any
 
 # Model scales (timm's word is variant) of each backbone: what a model of that size is made of.
-# The two small ones keep torch's initialisation: timm's, a standard deviation of 0.02 whatever the width, is made for
-# the others and holds narrow models on the first plateau of their training.
+# The two small ones of vit keep torch's initialisation: timm's, a standard deviation of 0.02 whatever the width, is
+# made for the others and holds narrow models on the first plateau of their training.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "vit": {
         "nano": {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "weight_init": "skip"},
@@ -14,6 +14,15 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "mlp_ratio": 4.0},
         "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
         "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0},
+    },
+    "vim": {
+        "nano": {"embed_dim": 48, "depth": 4, "state_size": 8},
+        "tiny": {"embed_dim": 192, "depth": 24},
+        "small": {"embed_dim": 384, "depth": 24},
+    },
+    "videomamba": {
+        "nano": {"embed_dim": 48, "depth": 4, "state_size": 8},
+        "tiny": {"embed_dim": 192, "depth": 24},
     },
 }
 BACKBONES = tuple(VARIANTS)

@@ -117,8 +117,8 @@ def _names() -> dict[str, tuple[str, str, str, int | None]]:
     """Every model of this file: name -> tokenizer, backbone, variant, token budget (None: the backbone's own)."""
     names: dict[str, tuple[str, str, str, int | None]] = {}
     for tokenizer in TOKENIZERS:
-        for backbone, variants in VARIANTS.items():
-            for variant in variants:
+        for backbone in DEFAULTS:
+            for variant in VARIANTS[backbone]:
                 name = f"{tokenizer}_{backbone}_{variant}"
                 names[name] = (tokenizer, backbone, variant, None)
                 for budget in BUDGETS if backbone == "deit" else ():
