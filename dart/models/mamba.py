@@ -1,4 +1,5 @@
-"""The bidirectional Mamba block of Vision Mamba (arXiv 2401.09417): one set of projections, a scan in each direction.
+"""The bidirectional Mamba block of Vision Mamba (arXiv 2401.09417) and VideoMamba (arXiv 2403.06977): one set of
+projections, a scan in each direction.
 
 Parameter names and layouts are those of Mamba, so published weights load.
 
@@ -6,6 +7,7 @@ Parameter names and layouts are those of Mamba, so published weights load.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -18,6 +20,22 @@ from dart.kernels.selective_scan import selective_scan
 NO_WEIGHT_DECAY = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
 
 
+class MixerMacs(NamedTuple):
+    """Multiply-accumulates of a mixer, by formula: they do not depend on how the scan is computed.
+
+    projections: Into and out of the inner channels, shared by both directions.
+    steps: The maps to step sizes, B and C.
+    convolutions: In front of the scans.
+    scan: Per direction, token and channel, 9 for each state (the figure that published GFLOPs are made with) and 1 for
+        D x.
+    """
+
+    projections: int
+    steps: int
+    convolutions: int
+    scan: int
+
+
 class BidirectionalMixer(nn.Module):
     """Every token learns from those before it and, with parameters of its own, from those after it.
 
@@ -26,10 +44,14 @@ class BidirectionalMixer(nn.Module):
         state_size: S.
         conv_width: Tokens that the causal convolution in front of each scan sees.
         expand: E / D.
+        average: Take the mean of both directions, as Vim does; else their sum, as VideoMamba does.
     """
 
-    def __init__(self, dim: int, state_size: int = 16, conv_width: int = 4, expand: int = 2) -> None:
+    def __init__(
+        self, dim: int, state_size: int = 16, conv_width: int = 4, expand: int = 2, average: bool = True
+    ) -> None:
         super().__init__()
+        self.conv_width, self.average = conv_width, average
         inner, rank = expand * dim, math.ceil(dim / 16)
         self.sizes = [rank, state_size, state_size]
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -48,7 +70,19 @@ class BidirectionalMixer(nn.Module):
         x, gate = self.in_proj(tokens).chunk(2, -1)  # (B, L, E) each
         there = self._scan(x, "")
         back = self._scan(x.flip(1), "_b").flip(1)
-        return self.out_proj((there + back) / 2 * F.silu(gate))
+        both = (there + back) / 2 if self.average else there + back
+        return self.out_proj(both * F.silu(gate))
+
+    def count_macs(self, tokens: int) -> MixerMacs:
+        """What `forward` costs for so many tokens in all, both directions together."""
+        rank, state_size, _ = self.sizes
+        inner, dim = self.in_proj.out_features // 2, self.in_proj.in_features
+        return MixerMacs(
+            projections=tokens * 3 * inner * dim,
+            steps=tokens * 2 * inner * (sum(self.sizes) + rank),
+            convolutions=tokens * 2 * inner * self.conv_width,
+            scan=tokens * 2 * inner * (9 * state_size + 1),
+        )
 
     def _scan(self, x: Tensor, name: str) -> Tensor:
         """One direction, in the order given: convolution, input-dependent step sizes and matrices, scan."""
@@ -82,10 +116,10 @@ class MambaBlock(nn.Module):
     that sum and norm are neighbours.
     """
 
-    def __init__(self, dim: int, state_size: int = 16, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, state_size: int = 16, drop_path: float = 0.0, average: bool = True) -> None:
         super().__init__()
         self.norm = StreamNorm(dim)
-        self.mixer = BidirectionalMixer(dim, state_size)
+        self.mixer = BidirectionalMixer(dim, state_size, average=average)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, mixed: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor]:
