@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -16,11 +16,14 @@ from pydantic_core import PydanticCustomError
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipeline.data.index import Dropped
+
 SPLITS = ("train", "val", "test")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1: pixels, half-open
 
 
 class DatasetOptions(BaseModel):
@@ -81,16 +84,25 @@ class Cifar10Options(DownloadOptions):
     name: Literal["cifar10"]
 
 
+class Encoded(NamedTuple):
+    """An image or a clip that is stored as the bytes it comes in."""
+
+    data: bytes
+    extension: str  # of `pipeline.data.index.IMAGES` or `CLIPS`
+    size: tuple[int, int]  # (H, W) of the image, or of every frame
+    num_frames: int | None = None  # None: an image
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image, before it is written to a shard."""
+    """One labelled image or clip, before it is written to a shard."""
 
     key: str  # unique in its split, without dots
-    image: "np.ndarray"  # (H, W) or (H, W, 3), uint8
+    image: "np.ndarray | Encoded"  # pixels are (H, W) or (H, W, 3), uint8, and stored as PNG
     label: int
     sources: tuple[str, ...]  # the source images it is made of: no two splits may share one
     mask: "np.ndarray | None" = None  # (H, W) uint8: how much of each pixel is the object
-    box: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 of the object: pixels, half-open
+    box: Box | tuple[Box, ...] | None = None  # of the object: in the image, or in every frame of the clip
 
 
 class DatasetModule(Protocol):
@@ -116,6 +128,8 @@ class DatasetEntry:
     licence: str
     in_chans: int
     resumable: bool = False  # its fetch goes on from what an interrupted one left
+    video: bool = False  # its samples are clips
+    mirror_safe: bool = True  # a mirrored sample still has its label
 
     def fetch(self, options: DatasetOptions, raw_dir: Path) -> None:
         """Write the raw data into the directory `raw_dir`; raises UserError."""
@@ -128,6 +142,11 @@ class DatasetEntry:
     def class_names(self, options: DatasetOptions, raw_dir: Path) -> list[str]:
         """The names of the labels 0, 1, ..."""
         return self._module().load_class_names(options, raw_dir)
+
+    def dropped(self, options: DatasetOptions, raw_dir: Path) -> "list[Dropped]":
+        """What was left out of the raw data, for modules that may leave something out."""
+        load_dropped = getattr(self._module(), "load_dropped", None)
+        return load_dropped(options, raw_dir) if load_dropped else []
 
     def _module(self) -> DatasetModule:
         return cast(DatasetModule, importlib.import_module(self.module))

@@ -6,7 +6,7 @@ Both are JSON, read without opening a single shard.
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,21 @@ from pipeline.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
+# The member of a sample that is the sample itself, by its extension; label, mask and box are beside it.
+IMAGES = ("png", "jpg")
+CLIPS = ("apng", "avi", "mkv", "mov", "mp4", "webm")
 Members = dict[str, tuple[int, int]]  # extension -> (offset, length) of the member's data in the tar, bytes
 
 
 class ShardError(UserError):
     """A shard, the manifest or the index is missing or not what it was when written; the message names it."""
+
+
+class Dropped(NamedTuple):
+    """A file of the user's that was left out, and why."""
+
+    file: str  # relative to the data set's folder, with /
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,11 @@ class Manifest:
     licence: str
     class_names: tuple[str, ...]
     in_chans: int
-    image_size: tuple[int, int] | None  # (H, W), None where the images differ
+    image_size: tuple[int, int] | None  # (H, W) of the images or frames, None where they differ
+    num_frames: tuple[int, int] | None  # fewest and most frames of a clip; None: images
     index_sha256: str
     splits: dict[str, SplitInfo]
+    dropped: tuple[Dropped, ...] = ()  # what of the user's files is not here
     sha256: str = ""
 
     @property
@@ -79,8 +91,9 @@ class SplitIndex(NamedTuple):
     files: tuple[str, ...]
     keys: tuple[str, ...]
     shards: np.ndarray  # (n,) int32 into `files`
-    image_spans: np.ndarray  # (n, 2) int64: offset and length, bytes
+    image_spans: np.ndarray  # (n, 2) int64: offset and length of the image or clip, bytes
     label_spans: np.ndarray  # (n, 2) int64
+    num_frames: np.ndarray | None  # (n,) int32; None: images
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -99,11 +112,13 @@ def load_members(directory: Path) -> dict[str, list[tuple[str, Members]]]:
     Raises:
         ShardError: if index.json is missing, damaged or not the one the manifest was written with.
     """
-    path = directory / INDEX_FILE
-    data = _read(path)
-    if hashlib.sha256(data).hexdigest() != load_manifest(directory).index_sha256:
-        raise ShardError(f"{path}: not the index that {MANIFEST_FILE} was written with; run the stage `shard` again")
-    return _parse(path, data, lambda raw: json.loads(raw)["shards"])
+    return _load_index(directory)["shards"]
+
+
+def encode_index(members: dict[str, list[tuple[str, Members]]], num_frames: dict[str, list[int]]) -> bytes:
+    """What index.json says: shard file -> its samples' keys and members, and for clips their numbers of frames."""
+    clips = {"num_frames": num_frames} if any(num_frames.values()) else {}
+    return json.dumps({"shards": members, **clips}, separators=(",", ":")).encode()
 
 
 def load_split_index(directory: Path, split: str) -> SplitIndex:
@@ -120,16 +135,34 @@ def load_split_index(directory: Path, split: str) -> SplitIndex:
 
 @functools.lru_cache(maxsize=8)
 def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex:
-    members = load_members(directory)
+    index = _load_index(directory)
     files = tuple(shard.file for shard in load_manifest(directory).split(split).shards)
-    samples = [(i, key, where) for i, file in enumerate(files) for key, where in members[file]]
+    samples = [(i, key, where) for i, file in enumerate(files) for key, where in index["shards"][file]]
+    counts = index.get("num_frames")
     return SplitIndex(
         files=files,
         keys=tuple(key for _, key, _ in samples),
         shards=np.array([i for i, _, _ in samples], np.int32),
-        image_spans=np.array([where["png"] for _, _, where in samples], np.int64).reshape(-1, 2),
+        image_spans=np.array([where[media_extension(where)] for _, _, where in samples], np.int64).reshape(-1, 2),
         label_spans=np.array([where["cls"] for _, _, where in samples], np.int64).reshape(-1, 2),
+        num_frames=None if counts is None else np.array([n for file in files for n in counts[file]], np.int32),
     )
+
+
+def media_extension(members: Iterable[str]) -> str:
+    """Which of a sample's members is the image or the clip; raises KeyError if none is."""
+    for extension in members:
+        if extension in IMAGES or extension in CLIPS:
+            return extension
+    raise KeyError("no image or clip")
+
+
+def _load_index(directory: Path) -> dict[str, Any]:
+    path = directory / INDEX_FILE
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != load_manifest(directory).index_sha256:
+        raise ShardError(f"{path}: not the index that {MANIFEST_FILE} was written with; run the stage `shard` again")
+    return _parse(path, data, json.loads)
 
 
 def _read(path: Path) -> bytes:
@@ -155,8 +188,13 @@ def _parse_manifest(data: bytes) -> Manifest:
         )
         for name, split in raw.pop("splits").items()
     }
-    size = raw.pop("image_size")
-    names = tuple(raw.pop("class_names"))
-    image_size = None if size is None else (size[0], size[1])
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Manifest(**raw, class_names=names, image_size=image_size, splits=splits, sha256=sha256)
+    size, frames, names, dropped = (raw.pop(key) for key in ("image_size", "num_frames", "class_names", "dropped"))
+    return Manifest(
+        **raw,
+        class_names=tuple(names),
+        image_size=None if size is None else (size[0], size[1]),
+        num_frames=None if frames is None else (frames[0], frames[1]),
+        splits=splits,
+        dropped=tuple(Dropped(*pair) for pair in dropped),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )

@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.data.catalog import DATASETS, SPLITS, DatasetOptions, Sample
+from pipeline.data.catalog import DATASETS, SPLITS, DatasetOptions, Encoded, Sample
 from pipeline.data.index import (
     INDEX_FILE,
     MANIFEST_FILE,
@@ -22,6 +22,7 @@ from pipeline.data.index import (
     Members,
     ShardInfo,
     SplitInfo,
+    encode_index,
     load_manifest,
 )
 from pipeline.data.verify import hash_file, verify_shards
@@ -54,7 +55,8 @@ def write_shards(options: DatasetOptions, raw_dir: Path, out_dir: Path, samples_
         with tqdm(total=total, desc="shard", unit="img", disable=None) as progress:
             writer = _Writer(directory, len(class_names), progress)
             infos = {name: writer.write_split(name, split, samples_per_shard) for name, split in splits.items()}
-        index = json.dumps({"shards": writer.members}, separators=(",", ":")).encode()
+        index = encode_index(writer.members, writer.num_frames)
+        counts = [count for shard in writer.num_frames.values() for count in shard]
         manifest = Manifest(
             dataset=options.name,
             source=entry.source,
@@ -62,8 +64,10 @@ def write_shards(options: DatasetOptions, raw_dir: Path, out_dir: Path, samples_
             class_names=tuple(class_names),
             in_chans=entry.in_chans,
             image_size=writer.sizes.pop() if len(writer.sizes) == 1 else None,
+            num_frames=(min(counts), max(counts)) if counts else None,
             index_sha256=hashlib.sha256(index).hexdigest(),
             splits=infos,
+            dropped=tuple(entry.dropped(options, raw_dir)),
         )
         write_bytes_atomic(directory / INDEX_FILE, index)
         write_bytes_atomic(directory / MANIFEST_FILE, (json.dumps(manifest.to_json(), indent=2) + "\n").encode())
@@ -71,8 +75,10 @@ def write_shards(options: DatasetOptions, raw_dir: Path, out_dir: Path, samples_
 
 
 def encode_members(sample: Sample) -> dict[str, bytes]:
-    """Extension -> bytes: png and cls, and where the sample has them mask.png and box.json."""
-    members = {"png": encode_png(sample.image), "cls": str(sample.label).encode()}
+    """Extension -> bytes: the image or clip and cls, and where the sample has them mask.png and box.json."""
+    image = sample.image
+    extension, data = (image.extension, image.data) if isinstance(image, Encoded) else ("png", encode_png(image))
+    members = {extension: data, "cls": str(sample.label).encode()}
     if sample.mask is not None:
         members["mask.png"] = encode_png(sample.mask)
     if sample.box is not None:
@@ -95,6 +101,7 @@ class _Writer:
         self.directory = directory
         self.num_classes = num_classes
         self.members: dict[str, ShardMembers] = {}
+        self.num_frames: dict[str, list[int]] = {}  # of every clip; empty lists for images
         self.sizes: set[tuple[int, int]] = set()  # (H, W) of all images seen
         self.progress = progress
 
@@ -105,7 +112,7 @@ class _Writer:
         for number, start in enumerate(range(0, len(samples), samples_per_shard)):
             path = self.directory / f"{split}-{number:06d}.tar"
             span = range(start, min(start + samples_per_shard, len(samples)))
-            self.members[path.name] = []
+            self.members[path.name], self.num_frames[path.name] = [], []
             self._write_shard(path, samples, span, counts)
             shards.append(ShardInfo(path.name, len(span), path.stat().st_size, hash_file(path)))
         return SplitInfo(len(samples), tuple(counts.tolist()), tuple(shards))
@@ -122,11 +129,19 @@ class _Writer:
                 self.members[path.name].append((sample.key, locate_members(tar.tarstream.offset, members)))
                 tar.write({"__key__": sample.key, **members})
                 counts[sample.label] += 1
-                self.sizes.add((sample.image.shape[0], sample.image.shape[1]))
+                self._note(path.name, sample.image)
                 self.progress.update()
             tar.close()
             file.flush()
             os.fsync(file.fileno())
+
+    def _note(self, shard: str, image: np.ndarray | Encoded) -> None:
+        """What index and manifest say of all images or clips."""
+        if isinstance(image, Encoded):
+            self.sizes.add(image.size)
+            self.num_frames[shard] += [] if image.num_frames is None else [image.num_frames]
+        else:
+            self.sizes.add((image.shape[0], image.shape[1]))
 
 
 def locate_members(position: int, members: dict[str, bytes]) -> Members:
