@@ -74,24 +74,12 @@ def flow_regions(
     Returns:
         (B, N, 4) pixels, differentiable in the density; whole numbers of tokens are constants.
     """
-    if row_weight not in ROW_WEIGHTS:
-        raise ValueError(f"row_weight = {row_weight!r}: unknown; known: {', '.join(ROW_WEIGHTS)}")
-    (height, width), (grid_h, grid_w) = img_size, density.shape[-2:]
-    by_mass, device, dtype = row_weight == "mass", density.device, density.dtype
-    ends = _even_ends(num_patches, num_rows, device)  # (1, R)
+    check_row_weight(row_weight)
+    grid_h, by_mass, device, dtype = density.shape[-2], row_weight == "mass", density.device, density.dtype
+    ends = even_ends(num_patches, num_rows, device)  # (1, R)
     levels = ends[0, :-1].to(dtype) / num_patches if by_mass else _even_levels(num_rows, device, dtype)
     rows = _with_ends(invert_cdf(density.sum(-1), levels), grid_h)  # (B, R + 1), cells
-    # The mass of each row by column (B, R, G_w). Not `@`: under autocast that would be bfloat16.
-    strips = (overlap(rows, grid_h)[..., None] * density[:, None]).sum(2)
-    if not by_mass:
-        ends = _share_tokens(strips.sum(-1) / rows.diff(dim=-1), num_patches)
-    row, part = _places(ends, num_patches, dtype)
-    row = row.expand(density.shape[0], -1)[..., None]
-    x = invert_cdf(strips.gather(1, row.expand(-1, -1, grid_w)), part)  # (B, N, 2), cells
-    x = torch.where(part < 1, x, grid_w)  # a row's end is exact whatever the rounding of the sums
-    y = torch.stack([rows[:, :-1], rows[:, 1:]], -1).gather(1, row.expand(-1, -1, 2))
-    # Times the pixels, then by the cells: in this order the ends stay exact.
-    return torch.stack([x * width / grid_w, y * height / grid_h], -1).flatten(2)
+    return cut_rows(density, rows, ends if by_mass else None, num_patches, img_size, grid_h)
 
 
 def grid_regions(density: Tensor, grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
@@ -120,10 +108,48 @@ def uniform_regions(
     aspect = height / width
     grid = partition == "grid"
     rows = plan_grid(num_patches, num_rows, aspect)[0] if grid else plan_rows(num_patches, num_rows, aspect)
-    ends = _even_ends(num_patches, rows, device)
-    row, part = _places(ends, num_patches, dtype)
+    ends = even_ends(num_patches, rows, device)
+    row, part = token_places(ends, num_patches, dtype)
     y = torch.stack([F.pad(ends[:, :-1], (1, 0)), ends], -1).gather(1, row[..., None].expand(-1, -1, 2))
     return torch.stack([part * width, y.to(dtype) * height / num_patches], -1).flatten(2)
+
+
+def cut_rows(
+    density: Tensor, rows: Tensor, ends: Tensor | None, num_patches: int, cell_size: tuple[int, int], grid_h: int
+) -> Tensor:
+    """Row edges (B, R + 1), in cells -> regions (B, N, 4): every row cut into tokens of equal mass.
+
+    Args:
+        ends: Tokens up to each row (1, R), or None to share them out by the rows' mean density.
+        cell_size: Height in pixels of grid_h cells, and width of all.
+    """
+    (height, width), grid_w = cell_size, density.shape[-1]
+    # The mass of each row by column (B, R, G_w). Not `@`: under autocast that would be bfloat16.
+    strips = (overlap(rows, density.shape[-2])[..., None] * density[:, None]).sum(2)
+    if ends is None:
+        ends = _share_tokens(strips.sum(-1) / rows.diff(dim=-1), num_patches)
+    row, part = token_places(ends, num_patches, density.dtype)
+    row = row.expand(density.shape[0], -1)[..., None]
+    x = invert_cdf(strips.gather(1, row.expand(-1, -1, grid_w)), part)  # (B, N, 2), cells
+    x = torch.where(part < 1, x, grid_w)  # a row's end is exact whatever the rounding of the sums
+    y = torch.stack([rows[:, :-1], rows[:, 1:]], -1).gather(1, row.expand(-1, -1, 2))
+    # Times the pixels, then by the cells: in this order the ends stay exact.
+    return torch.stack([x * width / grid_w, y * height / grid_h], -1).flatten(2)
+
+
+def even_ends(num_patches: int, num_rows: int, device: torch.device) -> Tensor:
+    """Tokens up to each row (1, R), as equal as whole numbers allow. Made on the device: nothing waits for a copy."""
+    return (torch.arange(1, num_rows + 1, device=device) * num_patches // num_rows)[None]
+
+
+def token_places(ends: Tensor, num_patches: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """For every token its row (., N), and the fractions of that row's mass where it starts and stops (., N, 2)."""
+    tokens = torch.arange(num_patches, device=ends.device).expand(ends.shape[0], -1)
+    row = (tokens[..., None] >= ends[:, None, :-1]).sum(-1)
+    first = F.pad(ends, (1, 0)).gather(1, row)
+    count = ends.gather(1, row) - first
+    nth = (tokens - first)[..., None] + torch.arange(2, device=ends.device)
+    return row, nth.to(dtype) / count[..., None]
 
 
 def overlap(edges: Tensor, num_cells: int) -> Tensor:
@@ -133,29 +159,20 @@ def overlap(edges: Tensor, num_cells: int) -> Tensor:
     return covered[..., 1:, :] - covered[..., :-1, :]
 
 
+def check_row_weight(row_weight: str) -> None:
+    """Refuse an unknown name."""
+    if row_weight not in ROW_WEIGHTS:
+        raise ValueError(f"row_weight = {row_weight!r}: unknown; known: {', '.join(ROW_WEIGHTS)}")
+
+
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
     """Edges and densities are never computed in less than float32: bfloat16 moves edges by hundreds of pixels."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _even_ends(num_patches: int, num_rows: int, device: torch.device) -> Tensor:
-    """Tokens up to each row (1, R), as equal as whole numbers allow. Made on the device: nothing waits for a copy."""
-    return (torch.arange(1, num_rows + 1, device=device) * num_patches // num_rows)[None]
-
-
 def _even_levels(parts: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The inner borders of equal parts of 1: (parts - 1,)."""
     return torch.arange(1, parts, device=device, dtype=dtype) / parts
-
-
-def _places(ends: Tensor, num_patches: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """For every token its row (., N), and the fractions of that row's mass where it starts and stops (., N, 2)."""
-    tokens = torch.arange(num_patches, device=ends.device).expand(ends.shape[0], -1)
-    row = (tokens[..., None] >= ends[:, None, :-1]).sum(-1)
-    first = F.pad(ends, (1, 0)).gather(1, row)
-    count = ends.gather(1, row) - first
-    nth = (tokens - first)[..., None] + torch.arange(2, device=ends.device)
-    return row, nth.to(dtype) / count[..., None]
 
 
 def _share_tokens(weights: Tensor, num_patches: int) -> Tensor:

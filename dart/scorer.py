@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from dart.partition import geometry_dtype
 SCORE_INPUT_PX = 224  # what the paper's figures are counted with, and what the pretrained weights were made for
 STRIDE_PX = 32  # of the deepest stage of most feature extractors
 SCORE_CELL_PX = 16  # one score per 16 px of the scored copy: 14 x 14 scores of 224 px, as in the paper
+
+
+Reader = Callable[[Tensor], Tensor]  # features (B, d, h, w) -> scores (B, 1, h, w)
 
 
 class ConvScorer(nn.Module):
@@ -35,9 +39,15 @@ class ConvScorer(nn.Module):
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> raw scores (B, ceil(H / 8), ceil(W / 8)), any real number."""
-        return self.head(self.features(images)).squeeze(1)
+    def forward(self, images: Tensor, also: Reader | None = None) -> Tensor:
+        """(B, C, H, W) -> raw scores (B, ceil(H / 8), ceil(W / 8)), any real number.
+
+        Args:
+            also: Reads more scores (B, 1, h, w) off the same features (B, d, h, w); they are added.
+        """
+        features = self.features(images)
+        scores = self.head(features)
+        return (scores if also is None else scores + also(features)).squeeze(1)
 
 
 class FeatureScorer(nn.Module):
@@ -81,12 +91,19 @@ class FeatureScorer(nn.Module):
                 module.training = False
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> raw scores (B, G_h, G_w), any real number; one per 16 px of the scored copy at least."""
+    def forward(self, images: Tensor, also: Reader | None = None) -> Tensor:
+        """(B, C, H, W) -> raw scores (B, G_h, G_w), any real number; one per 16 px of the scored copy at least.
+
+        Args:
+            also: As in `ConvScorer`.
+        """
         images = self.resize(images)
         maps = self.features(images)
         features = maps[-1] if isinstance(maps, list | tuple) else maps
-        scores = self.head(features.detach() if self.frozen else features)
+        features = features.detach() if self.frozen else features
+        scores = self.head(features)
+        if also is not None:
+            scores = scores + also(features)
         grid = [
             max(cells, side // SCORE_CELL_PX) for cells, side in zip(scores.shape[-2:], images.shape[-2:], strict=True)
         ]
@@ -172,16 +189,18 @@ def scores_to_density(scores: Tensor, floor: float, blur: int) -> Tensor:
     """Softmax over the cells, smoothed, mixed with the uniform density.
 
     Args:
-        scores: (B, G_h, G_w), any real numbers; a constant added to all of them changes nothing.
+        scores: (B, G_h, G_w), any real numbers; a constant added to all of them changes nothing. Of clips
+            (B, T, G_h, G_w): one density of all frames, each of them smoothed by itself.
         floor: Share of the result that is uniform, in (0, 1]: it bounds how large a region can grow, and keeps
             every cell's gradient alive.
         blur: Passes of a 3 x 3 mean filter: peaks of two or three cells would draw the whole budget.
 
     Returns:
-        (B, G_h, G_w), positive, sum 1 for each image.
+        As scores, positive, sum 1 for each image or clip.
     """
     density = scores.to(geometry_dtype(scores.dtype)).flatten(1).softmax(-1).view_as(scores)
     for _ in range(blur):
-        density = F.avg_pool2d(density[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-    density = density / density.sum((1, 2), keepdim=True)
+        frames = density.flatten(0, -3)[:, None]
+        density = F.avg_pool2d(frames, 3, 1, 1, count_include_pad=False).view_as(density)
+    density = density / density.sum(tuple(range(1, density.ndim)), keepdim=True)
     return (1 - floor) * density + floor / density[0].numel()

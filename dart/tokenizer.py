@@ -27,6 +27,7 @@ class Tokenization(NamedTuple):
     regions: (B or 1, N, 4) as x0, y0, x1, y1 pixels, in reading order; one partition may serve all images.
     patches: (B, N, C, P, P), what the model sees, or None where nobody asked for it.
     tokens: (B, N, D).
+    num_frames: How many frames lie below each other in the image; see `dart.video`.
     """
 
     img_size: tuple[int, int]
@@ -35,6 +36,7 @@ class Tokenization(NamedTuple):
     regions: Tensor
     patches: Tensor | None
     tokens: Tensor
+    num_frames: int = 1
 
 
 class DartTokenizer(nn.Module):
@@ -62,6 +64,8 @@ class DartTokenizer(nn.Module):
         norm_layer: Makes a norm of the finished tokens.
     """
 
+    geometry: type[GeometricPosEmbed] = GeometricPosEmbed
+
     def __init__(
         self,
         img_size: int | tuple[int, int],
@@ -84,8 +88,7 @@ class DartTokenizer(nn.Module):
         self.patch_size = check_patch(patch_size)
         self.img_size = check_size(img_size, self.patch_size[0])
         self.in_chans = in_chans
-        self.num_patches = check_budget(token_budget, self.img_size)
-        self.num_rows = num_rows
+        self.num_patches, self.num_rows = token_budget, num_rows
         self.partition = one_of("partition", partition, PARTITIONS)
         self.row_weight = one_of("row_weight", row_weight, ROW_WEIGHTS)
         self.sampling = one_of("sampling", sampling, SAMPLINGS)
@@ -97,9 +100,7 @@ class DartTokenizer(nn.Module):
         self.plan(self.num_patches, num_rows)
         self.scorer = scorer
         self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.patch_size)
-        self.pos_embed = (
-            GeometricPosEmbed(embed_dim) if one_of("pos_embed", pos_embed, POS_EMBEDS) == "geometry" else None
-        )
+        self.pos_embed = self.geometry(embed_dim) if one_of("pos_embed", pos_embed, POS_EMBEDS) == "geometry" else None
         self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
     def forward(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> Tensor:
@@ -120,12 +121,7 @@ class DartTokenizer(nn.Module):
         if num_rows is None and budget == self.num_patches:
             num_rows = self.num_rows
         scores, density, regions = self.regions(images, budget, num_rows)
-        patches = None
-        if with_patches:
-            patches = sample_regions(images, regions, self.patch_size[0], self.sampling)
-            tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
-        else:
-            tokens = embed_regions(images, regions, self.proj.weight, self.proj.bias, self.sampling)
+        patches, tokens = self.read(images, regions, with_patches)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed(regions, img_size)
         return Tokenization(img_size, scores, density, regions, patches, self.norm(tokens))
@@ -142,8 +138,16 @@ class DartTokenizer(nn.Module):
         options = {"partition": self.partition, "row_weight": self.row_weight}
         return scores, density, partition_image(density, img_size, num_patches, num_rows, **options)
 
+    def read(self, images: Tensor, regions: Tensor, with_patches: bool) -> tuple[Tensor | None, Tensor]:
+        """Patches (B, N, C, P, P), or None, and their projections (B, N, D), of given regions."""
+        if not with_patches:
+            return None, embed_regions(images, regions, self.proj.weight, self.proj.bias, self.sampling)
+        patches = sample_regions(images, regions, self.patch_size[0], self.sampling)
+        return patches, F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+
     def plan(self, token_budget: int, num_rows: int | None) -> None:
-        """Refuse a number of rows that the budget does not allow."""
+        """Refuse a budget that images of the usual size do not allow, and rows that the budget does not."""
+        check_budget(token_budget, self.img_size)
         (plan_grid if self.partition == "grid" else plan_rows)(token_budget, num_rows)
 
     @staticmethod
@@ -159,7 +163,7 @@ class DartTokenizer(nn.Module):
         check_same_patch(patch_size, self.patch_size)
         if img_size is not None:
             self.img_size = check_size(img_size, self.patch_size[0])
-            check_budget(self.num_patches, self.img_size)
+            self.plan(self.num_patches, self.num_rows)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -211,13 +215,13 @@ def one_of(where: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def check_budget(token_budget: int, img_size: tuple[int, int]) -> int:
+def check_budget(token_budget: int, img_size: tuple[int, int], whole: str = "image") -> int:
     """The budget, if an image of that size allows it."""
     pixels = img_size[0] * img_size[1]
     if not isinstance(token_budget, int):
         raise ValueError(f"token_budget = {token_budget!r}: must be a whole number")
     if not 1 <= token_budget <= pixels:
-        raise ValueError(f"token_budget = {token_budget}: must be from 1 to the image's {pixels} pixels")
+        raise ValueError(f"token_budget = {token_budget}: must be from 1 to the {whole}'s {pixels} pixels")
     return token_budget
 
 
@@ -225,10 +229,15 @@ def check_images(images: Tensor, in_chans: int, patch_size: int) -> None:
     """Refuse what cannot be tokenized. Values are looked at on the CPU only: elsewhere it would wait."""
     if images.ndim != 4 or images.shape[1] != in_chans:
         raise ValueError(f"images = {tuple(images.shape)}: must be (batch, {in_chans}, height, width)")
+    check_pixels(images, patch_size, "images")
+
+
+def check_pixels(images: Tensor, patch_size: int, name: str) -> None:
+    """Refuse images or clips (B, ..., H, W) that are too small, or not of numbers."""
     if min(images.shape[-2:]) < patch_size:
         size = f"{images.shape[-2]} x {images.shape[-1]}"
-        raise ValueError(f"images = {size} px: sides must be at least one patch ({patch_size} px); resize them")
+        raise ValueError(f"{name} = {size} px: sides must be at least one patch ({patch_size} px); resize them")
     if images.device.type == "cpu" and not torch.compiler.is_compiling() and not images.sum().isfinite():
         odd = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         if odd:  # a sum of finite numbers may overflow
-            raise ValueError(f"images[{odd[0]}] = NaN or infinity: pixels must be finite; check the decoding")
+            raise ValueError(f"{name}[{odd[0]}] = NaN or infinity: pixels must be finite; check the decoding")
