@@ -75,5 +75,5 @@ def build_video_scorer(name: str, in_chans: int, **options: Any) -> VideoScorer:
         ValueError: as `build_scorer`.
     """
     frames: Any = build_scorer(name, in_chans, **options)
-    first = frames.head[0] if isinstance(frames.head, nn.Sequential) else frames.head
+    first: Any = frames.head[0] if isinstance(frames.head, nn.Sequential) else frames.head
     return VideoScorer(frames, first.in_channels)
