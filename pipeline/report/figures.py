@@ -39,7 +39,7 @@ class Pictures(NamedTuple):
 def write_figures(records: Records, folder: Path) -> list[Path]:
     """Draw all figures that the records allow, each as PNG and SVG, and return the PNG files."""
     figures = {
-        "accuracy-vs-gflops": accuracy_against_gflops(comparison(records), sweep(records)),
+        "accuracy-vs-gflops": accuracy_against_gflops(comparison(records), sweep(records), records.unit),
         "learning-curves": learning_curves(records),
         "what-the-model-sees": gallery(records),
     }
@@ -57,12 +57,12 @@ def save(figure: Figure, path: Path) -> Path:
     return path.with_suffix(".png")
 
 
-def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame) -> Figure | None:
+def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame, unit: str) -> Figure | None:
     """Test top-1 against cost: the sweep with its Pareto front, the experiments with error bars."""
     finals, points = _located(experiments), _located(trials)
     if finals.empty and points.empty:
         return None
-    figure, ax = _axes("multiply-accumulates per image (GFLOPs), log scale", "test top-1 (%)")
+    figure, ax = _axes(f"multiply-accumulates per {unit} (GFLOPs), log scale", "test top-1 (%)")
     style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
     ax.set_xscale("log")
     _draw_sweep(ax, points, style)

@@ -70,13 +70,14 @@ CELLS: dict[str, Callable[[Any], str]] = {
     "GFLOPs": lambda row: gflops(row.gflops),
     "Images/s": _speed,
 }
-NUMERIC = frozenset({"Tokens", "Top-1 (%)", "Top-5 (%)", "Seeds", "Parameters", "GFLOPs", "Images/s"})
+NUMERIC = frozenset({"Tokens", "Top-1 (%)", "Top-5 (%)", "Seeds", "Parameters", "GFLOPs", "Images/s", "Clips/s"})
 
 
-def readable(table: pd.DataFrame, without: Iterable[str] = ()) -> pd.DataFrame:
-    """The table as text, with the titles of `CELLS` for columns."""
+def readable(table: pd.DataFrame, unit: str, without: Iterable[str] = ()) -> pd.DataFrame:
+    """The table as text, with the titles of `CELLS` for columns; `unit` is what the suite's samples are."""
     titles = [title for title in CELLS if title not in without]
-    return pd.DataFrame([[CELLS[title](row) for title in titles] for row in rows(table)], columns=titles)
+    text = pd.DataFrame([[CELLS[title](row) for title in titles] for row in rows(table)], columns=titles)
+    return text.rename(columns={"Images/s": f"{unit.capitalize()}s/s"})
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -98,7 +99,7 @@ def to_metrics(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def to_latex(records: Records) -> str:
     """A booktabs table of the comparison, to be \\input."""
-    table = readable(comparison(records), without=["Top-5 (%)"])
+    table = readable(comparison(records), records.unit, without=["Top-5 (%)"])
     style = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     text = style.to_latex(hrules=True, column_format="".join("r" if title in NUMERIC else "l" for title in table))
     return "% needs \\usepackage{booktabs}\n" + text.replace("±", r"$\pm$")
@@ -107,9 +108,9 @@ def to_latex(records: Records) -> str:
 def to_markdown(records: Records) -> str:
     """The comparison, the sweep and the agreements, and under them all that a reader needs to trust them."""
     trials, pairs = sweep(records), agreements(records)
-    parts = [f"# {records.suite}: comparison", markdown(readable(comparison(records)))]
+    parts = [f"# {records.suite}: comparison", markdown(readable(comparison(records), records.unit))]
     if len(trials):
-        marked = readable(trials).assign(Front=["●" if on_front else "" for on_front in trials["pareto"]])
+        marked = readable(trials, records.unit).assign(Front=["●" if on_front else "" for on_front in trials["pareto"]])
         parts += ["## Sweep", markdown(marked)]
         parts += ["● on the Pareto front: no other point is as accurate at the same or a lower cost."]
     if pairs:
@@ -120,14 +121,14 @@ def to_markdown(records: Records) -> str:
 
 def to_summary(records: Records, pictures: Mapping[str, str]) -> str:
     """What the README shows of a suite: the comparison in short, and `pictures`, {path: alternative text}."""
-    table = readable(comparison(records), without=["Backbone", "Top-5 (%)"])
+    table = readable(comparison(records), records.unit, without=["Backbone", "Top-5 (%)"])
     images = [f"![{text}]({path})" for path, text in pictures.items()]
     return "\n\n".join([f"## Results: {records.suite}", markdown(table), _in_short(records), *images]) + "\n"
 
 
 def notes(records: Records) -> list[str]:
     """What the numbers of this suite count, by what, on what."""
-    manifest, bench = records.manifest, records.benchmark
+    manifest, bench, unit = records.manifest, records.benchmark, records.unit
     num_test = manifest["splits"]["test"]["num_samples"]
     sha256 = (records.runs or records.checks or records.trials)[0].manifest_sha256
     source = f"{manifest['source']}; {manifest['licence']}"
@@ -136,8 +137,8 @@ def notes(records: Records) -> list[str]:
         f"Top-1, top-5: share of the {num_test} samples of the test split, each counted once; mean ± sample "
         "standard deviation (n - 1) over the seeds. Only complete runs are averaged, the others are named.",
         "Parameters: all of the model, the scorer included.",
-        f"GFLOPs: 1e9 multiply-accumulates for one image, as the paper counts them. {_counter(bench)}",
-        f"Images/s: {_timing(bench)}",
+        f"GFLOPs: 1e9 multiply-accumulates for one {unit}, as the paper counts them. {_counter(bench)}",
+        f"{unit.capitalize()}s/s: {_timing(bench)}",
     ]
 
 
@@ -194,12 +195,12 @@ def _in_short(records: Records) -> str:
     """One sentence: whose numbers these are, what they count, and on what machine."""
     commits = " ".join(dict.fromkeys(run.commit for run in records.runs))
     changed = " (+: the working tree had changes)" if "+" in commits else ""
-    manifest, bench = records.manifest, records.benchmark
-    cost = "not measured: parameters, GFLOPs and images/s"
+    manifest, bench, unit = records.manifest, records.benchmark, records.unit
+    cost = f"not measured: parameters, GFLOPs and {unit}s/s"
     if bench:
         cost = (
-            "GFLOPs: 1e9 multiply-accumulates of one image; images/s: median and quartiles of a forward pass of "
-            f"{bench['batch_size']} images on {hardware(bench)}"
+            f"GFLOPs: 1e9 multiply-accumulates of one {unit}; {unit}s/s: median and quartiles of a forward pass of "
+            f"{bench['batch_size']} {unit}s on {hardware(bench)}"
         )
     return (
         f"Runs of commit {commits}{changed}; top-1: share of the {manifest['splits']['test']['num_samples']} test "

@@ -93,6 +93,11 @@ class Records:
     benchmark: Json  # how the costs were measured; empty when they were not
     evaluate_dir: Path
 
+    @property
+    def unit(self) -> str:
+        """What a sample is: "image" or "clip"."""
+        return "image" if self.manifest.get("num_frames") is None else "clip"
+
     def cost(self, run: Run) -> Cost | None:
         """The cost of the run's model, None where the benchmark does not know it."""
         return self.costs.get(run.architecture)

@@ -23,7 +23,7 @@ from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 FIGURES = {
     "accuracy-vs-gflops": (
         "Accuracy against cost",
-        "Test top-1 against multiply-accumulates per image: the sweep as small points with its Pareto front, "
+        "Test top-1 against multiply-accumulates per sample: the sweep as small points with its Pareto front, "
         "the experiments as large points with the standard deviation over seeds. The table has the numbers.",
     ),
     "learning-curves": (
@@ -106,21 +106,22 @@ def build_page(suites: Sequence[Records], folder: Path) -> str:
 def _section(records: Records, figures: Path) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
+    finals, trials = (formats.readable(table, records.unit) for table in (comparison(records), sweep(records)))
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
         "sizes": ", ".join(f"{number} {split}" for split, number in sizes.items()),
-        "titles": [(title, title in formats.NUMERIC) for title in formats.CELLS],
-        "rows": _table(comparison(records), records.runs),
-        "trials": _table(sweep(records), records.trials),
+        "titles": [(title, title in formats.NUMERIC) for title in finals],
+        "rows": _table(comparison(records), finals, records.runs),
+        "trials": _table(sweep(records), trials, records.trials),
         "agreements": [sentence(pair) for pair in agreements(records)],
         "notes": formats.notes(records),
         "figures": [_figure(figures, name) for name in FIGURES if (figures / f"{name}.png").is_file()],
     }
 
 
-def _table(table: pd.DataFrame, runs: Iterable[Run]) -> list[dict[str, Any]]:
-    groups, readable = by_name(runs), formats.readable(table)
+def _table(table: pd.DataFrame, readable: pd.DataFrame, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    groups = by_name(runs)
     return [
         {
             "cells": [(text, title in formats.NUMERIC) for title, text in zip(readable, texts, strict=True)],

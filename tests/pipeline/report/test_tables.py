@@ -5,6 +5,7 @@ import io
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def change_run(which: str, of_seed: int, **values: Any) -> Any:
 
 def test_fixed_records_give_the_golden_table_byte_for_byte(lab: Any) -> None:
     assert formats.to_markdown(lab.load()) == GOLDEN.read_text()
+
+
+def test_a_suite_of_clips_counts_clips(lab: Any) -> None:
+    records = lab.load()
+    clips = formats.to_markdown(replace(records, manifest={**records.manifest, "num_frames": [8, 8]}))
+    assert "Clips/s" in clips
+    assert "multiply-accumulates for one clip" in clips
+    assert "Images/s" not in clips
 
 
 def test_rows_are_in_the_order_of_the_plan_with_mean_and_sample_deviation(lab: Any) -> None:
