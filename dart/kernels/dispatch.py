@@ -21,11 +21,16 @@ def use_triton(*tensors: Tensor) -> bool:
     A graph that is exported (torch.export, ONNX) keeps to plain operators, which every runtime has. float64 is for
     checks: Triton's kernels compute in float32.
     """
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if is_exporting():
         return False
     if _room is not None:
         return _room == "triton"
     return _HAS_TRITON and all(t.is_cuda and t.dtype != torch.float64 for t in tensors)
+
+
+def is_exporting() -> bool:
+    """Whether the graph is being written down for another runtime (torch.export, ONNX)."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 @contextmanager

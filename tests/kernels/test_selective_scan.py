@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from dart.kernels import selective_scan_blocks
 from dart.kernels.selective_scan import selective_scan, selective_scan_reference
 
 
@@ -32,6 +34,60 @@ def test_it_is_the_recurrence_and_so_is_every_gradient(length):
 def test_gradcheck():
     args = inputs(35, batch=1, channels=2, states=2, requires_grad=True)
     assert torch.autograd.gradcheck(selective_scan, args)
+
+
+def test_stacked_scans_are_the_scans():
+    stacked = [torch.stack([v, v.flip(0) * 1.5]).requires_grad_() for v in inputs(40)]
+    out = selective_scan(*stacked)
+    assert torch.equal(out, torch.stack([selective_scan(*(v[i] for v in stacked)) for i in (0, 1)]))
+    expected = selective_scan_reference(*stacked)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), stacked) for y in (expected, out)), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+def test_the_images_are_taken_in_parts(monkeypatch):
+    """However many images the cache has room for, the numbers are the same."""
+    args = inputs(21, batch=5, requires_grad=True)
+    expected = selective_scan(*args)
+    grads = torch.autograd.grad(expected.sum(), args)
+    monkeypatch.setattr(selective_scan_blocks, "BLOCK_NUMBERS", 2 * 16 * 15)
+    out = selective_scan(*args)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(grads, torch.autograd.grad(out.sum(), args), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+
+
+def test_no_images():
+    args = [v[:0] if v.dim() == 3 else v for v in inputs(5, requires_grad=True)]
+    assert selective_scan(*args).shape == (0, 5, 5)
+
+
+def test_the_operator_keeps_torchs_rules():
+    """Schema, tensors without data, autograd and compiled graphs with dynamic shapes agree with what runs."""
+    x, dt, A, B, C, _ = inputs(20, torch.float32, requires_grad=True)
+    args = (x[None], dt[None], A.mT.contiguous()[None], B[None], C[None])
+    args = tuple(v.detach().requires_grad_() for v in args)
+    torch.library.opcheck(torch.ops.dart.selective_scan_blocks.default, args)
+
+
+def test_one_graph_for_every_batch_size():
+    compiled = torch.compile(lambda *args: selective_scan(*args).sin(), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (2, 3):
+            args = inputs(20, torch.float32, batch=batch, requires_grad=True)
+            for i in (0, 1, 3, 4):
+                torch._dynamo.mark_dynamic(args[i], 0)  # refuses a graph that is of one size
+            grads = [torch.autograd.grad(y.sum(), args) for y in (compiled(*args), selective_scan(*args).sin())]
+            for a, b in zip(*grads, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_its_product_is_counted():
+    args = inputs(20)
+    with FlopCounterMode(display=False) as counter:
+        selective_scan(*args)
+    assert counter.get_total_flops() == 2 * 2 * 20 * 5 * 3
 
 
 def test_without_a_direct_path():
