@@ -46,6 +46,20 @@ class DigitsOptions(DatasetOptions):
     seed: Seed
 
 
+class MovingDigitsOptions(DatasetOptions):
+    """A handwritten digit that moves over pieces of other digits, which stand still; generated."""
+
+    name: Literal["moving-digits"]
+    img_size: int = Field(ge=16)  # pixels on a frame's side
+    num_frames: int = Field(ge=2)  # of every clip
+    num_clutter: int = Field(ge=0)  # pieces of other digits per clip
+    label: Literal["motion", "digit-motion"]  # where it moves, or which digit moves where
+    train_samples: Count
+    val_samples: Count
+    test_samples: Count
+    seed: Seed
+
+
 class ImageFolderOptions(DatasetOptions):
     """The user's own pictures: PATH/CLASS/*.jpg, or PATH/{train,val,test}/CLASS/*.jpg, which is then kept."""
 
@@ -159,6 +173,15 @@ DATASETS: dict[str, DatasetEntry] = {
         source="UCI optical recognition of handwritten digits, the test part, as in scikit-learn",
         licence="CC BY 4.0",
         in_chans=1,
+    ),
+    "moving-digits": DatasetEntry(
+        options=MovingDigitsOptions,
+        module="pipeline.data.moving_digits",
+        source="UCI optical recognition of handwritten digits, the test part, as in scikit-learn",
+        licence="CC BY 4.0",
+        in_chans=1,
+        video=True,
+        mirror_safe=False,
     ),
     "image-folder": DatasetEntry(
         options=ImageFolderOptions,

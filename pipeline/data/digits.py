@@ -23,6 +23,14 @@ REFERENCE_PX = 96
 CLUTTER_FRAC = 0.35  # side of a piece, as a share of the digit it is cut from
 
 
+class Drawn(NamedTuple):
+    """Digits that a canvas is made of: the target, then those that its clutter is cut from."""
+
+    rows: np.ndarray  # (n,) int64 into the source digits, all different
+    digits: list[np.ndarray]  # (side, side) uint8, upscaled
+    draws: list[list[float]]  # for each: five numbers in [0, 1), the first of which is used up
+
+
 class SourceDigits(NamedTuple):
     """The digits of one split."""
 
@@ -79,20 +87,28 @@ def load_source(raw_dir: Path, split: str) -> SourceDigits:
 def compose(options: DigitsOptions, source: SourceDigits, split: str, index: int) -> Sample:
     """Canvas number `index`: the digit, then its clutter, joined by the maximum."""
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
-    # The target first, then distinct others: a digit is not cluttered with itself.
-    rows = rng.choice(len(source.labels), 1 + options.num_clutter, replace=False)
-    draws = rng.random((len(rows), 5)).tolist()  # all at once: a call costs more than the numbers
-    digits = [
-        upscale(source.images[row].tobytes(), draw_size(options.img_size, d[0]))
-        for row, d in zip(rows, draws, strict=True)
-    ]
+    drawn = draw_digits(source, 1 + options.num_clutter, options.img_size, rng)
     mask = np.zeros((options.img_size, options.img_size), np.uint8)
-    box = place(mask, digits[0], *draws[0][1:3])
+    box = place(mask, drawn.digits[0], *drawn.draws[0][1:3])
     canvas = mask.copy()
-    for digit, (_, place_x, place_y, cut_x, cut_y) in zip(digits[1:], draws[1:], strict=True):
+    place_clutter(canvas, drawn)
+    label, sources = int(source.labels[drawn.rows[0]]), tuple(str(source.ids[row]) for row in drawn.rows)
+    return Sample(f"{split}-{index:06d}", canvas, label, sources, mask, box)
+
+
+def draw_digits(source: SourceDigits, num_digits: int, img_size: int, rng: np.random.Generator) -> Drawn:
+    """The target, then distinct others: a digit is not cluttered with itself."""
+    rows = rng.choice(len(source.labels), num_digits, replace=False)
+    draws = rng.random((num_digits, 5)).tolist()  # all at once: a call costs more than the numbers
+    sizes = [draw_size(img_size, draw[0]) for draw in draws]
+    digits = [upscale(source.images[row].tobytes(), size) for row, size in zip(rows, sizes, strict=True)]
+    return Drawn(rows, digits, draws)
+
+
+def place_clutter(canvas: np.ndarray, drawn: Drawn) -> None:
+    """Join a piece of every digit but the first into `canvas`, in place."""
+    for digit, (_, place_x, place_y, cut_x, cut_y) in zip(drawn.digits[1:], drawn.draws[1:], strict=True):
         place(canvas, cut_piece(digit, cut_x, cut_y), place_x, place_y)
-    sources = tuple(str(source.ids[row]) for row in rows)
-    return Sample(f"{split}-{index:06d}", canvas, int(source.labels[rows[0]]), sources, mask, box)
 
 
 def draw_size(img_size: int, draw: float) -> int:
