@@ -30,6 +30,12 @@ TOKENIZERS = ("dart", "uniform")
 # The paper's token budgets; a model is registered for each of them.
 BUDGETS = (121, 144, 196, 288, 392)
 SCORERS = ("conv", "mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0")
+# The authors' score networks, for paper mode; v1 and v2 are their two heads.
+PAPER_SCORERS = tuple(
+    f"{features}_v{head}"
+    for features in ("mobilenetv3_small", "mobilenetv3_large", "efficientnet_b0")
+    for head in (1, 2)
+)
 # Options that only the DART tokenizer reads: they are no part of another model's identity.
 DART_ONLY = (
     *("scorer", "pretrained_scorer", "frozen_scorer", "score_input", "scorer_stage", "scorer_norm"),

@@ -5,40 +5,24 @@ Machine choices (`placement`, `tracking`) may default.
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dart import registry
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import ConfigError, UserError, problem, unknown_name
+from pipeline.recipe import AUGMENT_TAGS, TrainConfig
+from pipeline.schema import MISSING, Seed, Strict, inconsistent, one_of, several
 
 SUITES_DIR = Path("suites")
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
-
-
-def one_of(names: Iterable[str]) -> AfterValidator:
-    """A string that must be one of the registry's names."""
-    known = sorted(names)
-
-    def check(value: str) -> str:
-        if value not in known:
-            raise PydanticCustomError("unknown_name", "unknown", {"known": known})
-        return value
-
-    return AfterValidator(check)
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+# What paper mode has no choice of: the authors' model is what it is.
+INVARIANT_ONLY = ("partition", "row_weight", "score_floor", "score_blur", "sampling", "pos_embed")
+# Of score networks that are more than a few convolutions of our own.
+SCORER_KEYS = ("pretrained_scorer", "frozen_scorer", "score_input")
 
 
 class ShardsConfig(Strict):
@@ -58,46 +42,70 @@ class ModelConfig(Strict):
     def _backbone_has_variant(self) -> "ModelConfig":
         known = registry.VARIANTS[self.backbone]
         if self.variant not in known:
-            said = problem("variant", self.variant, f"not of backbone {self.backbone}", f"known: {', '.join(known)}")
-            raise PydanticCustomError("several_keys", "inconsistent", {"said": said})
+            rule = f"not of backbone {self.backbone}"
+            raise inconsistent("variant", self.variant, rule, f"known: {', '.join(known)}")
         return self
 
 
 class TokenizerConfig(Strict):
-    """How an image is cut into tokens; `dart.tokenizer` explains each key."""
+    """How an image is cut into tokens; `dart.tokenizer` and `dart.scorer` explain each key.
+
+    A key is null, or left out, exactly where it has no meaning: most of them in paper mode, `SCORER_KEYS` beside the
+    scorer "conv".
+    """
 
     name: Annotated[str, one_of(registry.TOKENIZERS)]
+    mode: Annotated[str, one_of(registry.MODES)]
     token_budget: int = Field(ge=1)  # patch tokens per image, class token excluded
     num_rows: Annotated[int, Field(ge=1)] | None
-    partition: Annotated[str, one_of(registry.PARTITIONS)]
-    row_weight: Annotated[str, one_of(registry.ROW_WEIGHTS)]
-    scorer: Annotated[str, one_of(registry.SCORERS)]
-    score_floor: Annotated[float, Field(gt=0, le=1)]
-    score_blur: int = Field(ge=0)
-    sampling: Annotated[str, one_of(registry.SAMPLINGS)]
-    pos_embed: Annotated[str, one_of(registry.POS_EMBEDS)]
+    partition: Annotated[str, one_of(registry.PARTITIONS)] | None = None
+    row_weight: Annotated[str, one_of(registry.ROW_WEIGHTS)] | None = None
+    scorer: Annotated[str, one_of((*registry.SCORERS, *registry.PAPER_SCORERS), prefix="timm/")]
+    pretrained_scorer: bool | None = None  # from published weights; a network is needed, once
+    frozen_scorer: bool | None = None  # its features do not learn
+    score_input: Annotated[int, Field(ge=32)] | Literal["full"] | None = None  # pixels on the scored copy's side
+    score_floor: Annotated[float, Field(gt=0, le=1)] | None = None
+    score_blur: Annotated[int, Field(ge=0)] | None = None
+    sampling: Annotated[str, one_of(registry.SAMPLINGS)] | None = None
+    pos_embed: Annotated[str, one_of(registry.POS_EMBEDS)] | None = None
 
     @model_validator(mode="after")
-    def _rows_hold_tokens(self) -> "TokenizerConfig":
+    def _keys_agree(self) -> "TokenizerConfig":
+        problems = self._scorer_problems()
         if self.num_rows is not None and self.num_rows > self.token_budget:
             rule = f"more rows than token_budget ({self.token_budget})"
-            said = problem("num_rows", self.num_rows, rule, "null = round(sqrt(token_budget))")
-            raise PydanticCustomError("several_keys", "inconsistent", {"said": said})
+            problems.append(problem("num_rows", self.num_rows, rule, "null = round(sqrt(token_budget))"))
+        if self.mode == "paper" and self.name != "dart":
+            problems.append(problem("mode", self.mode, f"only of dart, not of {self.name}", "use invariant"))
+        if problems:
+            raise several(problems)
         return self
 
+    def _scorer_problems(self) -> list[str]:
+        paper, conv = self.mode == "paper", self.scorer == "conv"
+        unread = [*(INVARIANT_ONLY if paper else ()), *(SCORER_KEYS if conv else ("frozen_scorer",) if paper else ())]
+        where = "paper mode has no such choice" if paper else "the scorer 'conv' has no such choice"
+        problems = []
+        for key in (*INVARIANT_ONLY, *SCORER_KEYS):
+            value = getattr(self, key)
+            if key in unread and value is not None:
+                problems.append(problem(key, value, where, "null, or leave it out"))
+            elif key not in unread and value is None:
+                problems.append(f"{key}: {MISSING}")
+        if (self.scorer in registry.PAPER_SCORERS) != paper:
+            known = registry.PAPER_SCORERS if paper else (*registry.SCORERS, "timm/NAME")
+            problems.append(problem("scorer", self.scorer, f"not of mode {self.mode}", f"known: {', '.join(known)}"))
+        elif not conv:
+            problems += self._score_input_problems()
+        return problems
 
-class TrainConfig(Strict):
-    epochs: int = Field(ge=1)
-    global_batch_size: int = Field(ge=1)  # samples per optimizer step over all workers
-    lr: float = Field(gt=0)
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
-    weight_decay: float = Field(ge=0)
-    scorer_lr_scale: float = Field(gt=0)
-    warmup_frac: Fraction  # of all steps
-    clip_grad: float = Field(gt=0)
-    label_smoothing: Fraction
-    augment: Literal["none", "flip_crop"]
-    precision: Literal["fp32", "bf16", "fp64"]
+    def _score_input_problems(self) -> list[str]:
+        value = self.score_input
+        if self.mode == "paper" and value not in ("full", 224, None):
+            return [problem("score_input", value, "must be full or 224 in paper mode")]
+        if self.mode == "invariant" and (value == "full" or (isinstance(value, int) and value % 32)):
+            return [problem("score_input", value, "must be a multiple of 32 pixels", "try 224")]
+        return []
 
 
 class Placement(Strict):
@@ -118,9 +126,9 @@ class Tracking(Strict):
 class Overrides(Strict):
     """What an experiment changes; anything it does not name is the suite's."""
 
-    model: dict[str, Any] = {}
-    tokenizer: dict[str, Any] = {}
-    train: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
 
 
 class ExperimentConfig(Overrides):
@@ -183,7 +191,8 @@ class Trial(Strict):
 
     def architecture(self) -> dict[str, Any]:
         """What cost and speed depend on: the model and the tokenizer, not the training."""
-        unread = set() if self.tokenizer.name == "dart" else set(registry.DART_ONLY)
+        unread = set() if self.tokenizer.name == "dart" else {*registry.DART_ONLY, "mode"}
+        unread |= {key for key in (*INVARIANT_ONLY, *SCORER_KEYS) if getattr(self.tokenizer, key) is None}
         tokenizer = self.tokenizer.model_dump(mode="json", exclude=unread)
         return {"model": self.model.model_dump(mode="json"), "tokenizer": tokenizer}
 
@@ -308,7 +317,7 @@ def _validate_dataset(raw: Any, problems: list[str]) -> Any:
 
 def explain_validation(schema: type[BaseModel], error: ValidationError, prefix: str) -> list[str]:
     """Pydantic's findings in the house's form, each `where = value: rule; remedy`."""
-    return [_problem_line(schema, prefix, e) for e in error.errors()]
+    return [line for e in error.errors() for line in _problem_lines(schema, prefix, e)]
 
 
 def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[str]) -> Any:
@@ -320,17 +329,18 @@ def _validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[str
         return None
 
 
-def _problem_line(schema: type[BaseModel], prefix: str, error: Any) -> str:
-    where = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
+def _problem_lines(schema: type[BaseModel], prefix: str, error: Any) -> list[str]:
+    loc = tuple(part for part in error["loc"] if part not in AUGMENT_TAGS)
+    where = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).lstrip(".")
     if error["type"] == "missing":
-        return f"{where}: missing; science has no hidden defaults, write it down"
+        return [f"{where}: {MISSING}"]
     if error["type"] == "several_keys":
-        return f"{where.rstrip('.')}.{error['ctx']['said']}"
+        return [f"{where.rstrip('.')}.{said}" for said in error["ctx"]["said"]]
     if error["type"] == "unknown_name":
-        return unknown_name(where, error["input"], error["ctx"]["known"])
+        return [unknown_name(where, error["input"], error["ctx"]["known"])]
     if error["type"] == "extra_forbidden":
-        return unknown_name(where, error["loc"][-1], _keys_at(schema, error["loc"][:-1]))
-    return problem(where, error["input"], error["msg"][0].lower() + error["msg"][1:])
+        return [unknown_name(where, loc[-1], _keys_at(schema, loc[:-1]))]
+    return [problem(where, error["input"], error["msg"][0].lower() + error["msg"][1:])]
 
 
 def _keys_at(schema: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -339,9 +349,15 @@ def _keys_at(schema: Any, loc: tuple[Any, ...]) -> list[str]:
         field = getattr(schema, "model_fields", {}).get(part)
         if field is None:
             continue  # a key of a dict, an index of a list
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        candidates = [field.annotation, *_parts_of(field.annotation)]
         schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), schema)
     return list(getattr(schema, "model_fields", {}))
+
+
+def _parts_of(annotation: Any) -> list[Any]:
+    """What a union or an Annotated is made of, however deep."""
+    parts = list(getattr(annotation, "__args__", ()))
+    return parts + [inner for part in parts for inner in _parts_of(part)]
 
 
 def _from_env(variable: str, key: str) -> dict[str, str]:

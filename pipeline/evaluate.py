@@ -20,7 +20,7 @@ from dart.registry import WEIGHTS_METADATA
 from pipeline.config import Placement
 from pipeline.data.index import Manifest, load_manifest, load_split_index
 from pipeline.data.loader import ShardDataset, eval_loader
-from pipeline.data.transforms import Transform
+from pipeline.data.transforms import Transform, recorded_views
 from pipeline.data.verify import verify_shards
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.files import write_json_atomic, write_text_atomic
@@ -95,7 +95,8 @@ def predict(part: Part, device: str = "cpu") -> Predictions:
     model = load_model(part.entry, part.weights, num_classes).to(device)
     found = []
     # The stage has verified the shards once for all parts.
-    loader = eval_loader(part.shards, SPLIT, part.batch_size, part.rank, part.world_size, verify="size")
+    views = recorded_views(part.entry["science"])
+    loader = eval_loader(part.shards, SPLIT, part.batch_size, part.rank, part.world_size, verify="size", **views)
     for images, labels, indices in loader:
         probabilities = model(images.to(device)).float().softmax(-1).cpu()
         best = probabilities.topk(min(TOP, num_classes), sorted=True)
@@ -222,7 +223,8 @@ def write_gallery(
     """What the run's model sees in a few test samples, as gallery/FINGERPRINT.npz; the samples are always the same."""
     manifest: Manifest = load_manifest(shards)
     chosen = choose_samples(predictions.labels, manifest.num_classes, num_chosen)
-    dataset = ShardDataset(shards, SPLIT, Transform(), verify="size")
+    transform = Transform(**recorded_views(entry["science"]), training=False)
+    dataset = ShardDataset(shards, SPLIT, transform, verify="size")
     images = torch.stack([dataset[i][0] for i in chosen])
     tokens = load_model(entry, weights, manifest.num_classes).patch_embed.inspect(images)  # type: ignore[operator,union-attr]
     save_gallery(

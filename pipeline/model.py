@@ -10,14 +10,21 @@ from pipeline.config import Trial
 
 def build_model(trial: Trial, num_classes: int) -> nn.Module:
     """The timm model of a trial, freshly initialised from torch's global random state."""
-    return build_architecture(trial.model_name, trial.architecture(), num_classes)
+    train_only = {"drop_path_rate": trial.train.drop_path} if trial.train.drop_path else {}
+    return build_architecture(trial.model_name, trial.architecture(), num_classes, **train_only)
 
 
-def build_architecture(model_name: str, architecture: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """The same from a record: `architecture` has what `Trial.architecture` returns, and may have more."""
+def build_architecture(
+    model_name: str, architecture: Mapping[str, Any], num_classes: int, **train_only: Any
+) -> nn.Module:
+    """The same from a record: `architecture` has what `Trial.architecture` returns, and may have more.
+
+    Args:
+        train_only: Options of timm's that no weight has a shape by, and only training reads.
+    """
     import dart.models  # registers with timm
 
-    return dart.models.build(model_name, **model_kwargs(architecture, num_classes))
+    return dart.models.build(model_name, **model_kwargs(architecture, num_classes), **train_only)
 
 
 def model_kwargs(architecture: Mapping[str, Any], num_classes: int) -> dict[str, Any]:

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = (
     "dart/**/*.py",
     "pipeline/model.py",
-    *(f"pipeline/train/{name}.py" for name in ("loop", "optim", "checkpoint")),
+    *(f"pipeline/train/{name}.py" for name in ("loop", "optim", "checkpoint", "mixing")),
 )
-CODE += tuple(f"pipeline/data/{name}.py" for name in ("loader", "transforms", "index"))
+CODE += tuple(f"pipeline/data/{name}.py" for name in ("loader", "transforms", "augment", "clips", "video", "index"))
 # Below dart/, but no weight depends on them.
 APART = ("dart/cost.py", "dart/deploy.py", "dart/draw/*.py", "dart/official.py", "dart/weights.py")
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")

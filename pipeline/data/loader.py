@@ -2,6 +2,9 @@
 
 The order of an epoch is a function of (number of samples, seed, epoch) alone. Global batch b is the b-th slice
 of it, whatever the ranks and loader workers, so a run resumes at any batch, at the same cost, on any world size.
+
+With repeated augmentation a sample comes several times in an epoch. What is ordered are then draws: draw d is sample
+d % n, for the (d // n)-th time.
 """
 
 import functools
@@ -19,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import indivisible_batch
 from pipeline.data.index import ShardError, load_split_index
-from pipeline.data.transforms import Augment, Transform
+from pipeline.data.transforms import Transform
 from pipeline.data.verify import Verify, verify_shards
 from pipeline.errors import UserError, problem
+from pipeline.recipe import Augment, AugmentConfig
 
 # Images of this many bytes are decoded once per process, over all epochs and trials: at most 256 MiB of them.
 SMALL_IMAGE_BYTES = 16 * 2**10
@@ -57,9 +61,10 @@ class ShardDataset(Dataset[Loaded]):
     def __len__(self) -> int:
         return len(self._index.keys)
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, draw: int) -> Loaded:
+        repeat, index = divmod(draw, len(self))
         label = int(self._read(index, self._index.label_spans))
-        return self.transform(self.image(index), index), label, index
+        return self.transform(self.image(index), index, repeat), label, index
 
     def image(self, index: int) -> np.ndarray:
         """The stored image: (H, W) or (H, W, 3) uint8."""
@@ -103,12 +108,28 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
+def epoch_draws(num_samples: int, seed: int, epoch: int, aug_repeats: int) -> np.ndarray:
+    """The draws (n,) int64 of an epoch with repeated augmentation (arXiv 1901.09335), as DeiT counts them.
+
+    The first n / aug_repeats samples of the order come `aug_repeats` times each, one time after the other: an epoch
+    has as many draws as without, of fewer samples.
+    """
+    order = epoch_order(num_samples, seed, epoch)
+    repeats = np.arange(aug_repeats, dtype=np.int64) * num_samples
+    return (order[:, None] + repeats).reshape(-1)[:num_samples]
+
+
 @dataclass(frozen=True)
 class GlobalBatches:
     """The batches of one epoch as one rank sees them: a batch sampler for a DataLoader.
 
-    Global batch b is `epoch_order(...)[b * G : (b + 1) * G]`; rank r reads the r-th of `world_size` equal
+    Global batch b is `epoch_draws(...)[b * G : (b + 1) * G]`; rank r reads the r-th of `world_size` equal
     slices of it. A last batch that is not full is left out.
+
+    Args:
+        paired: Rank r reads the r-th slice of the batch's first half, and its mirror image in the second. A rank's
+            i-th sample from the front and from the back are then those of the global batch, whatever the ranks:
+            mixing them mixes the same pairs everywhere.
 
     Raises:
         UserError: if the batch does not divide by the ranks, or is larger than the data set.
@@ -121,11 +142,16 @@ class GlobalBatches:
     rank: int = 0
     world_size: int = 1
     start_batch: int = 0  # global batches of this epoch that are done already
+    aug_repeats: int = 1
+    paired: bool = False
 
     def __post_init__(self) -> None:
         where = "train.global_batch_size"
         if self.global_batch_size % self.world_size:
             raise UserError(indivisible_batch(where, self.global_batch_size, self.world_size))
+        if self.paired and self.global_batch_size % (2 * self.world_size):
+            rule = f"mixup and cutmix mix pairs: not a multiple of 2 x world_size ({self.world_size})"
+            raise UserError(problem(where, self.global_batch_size, rule))
         if self.global_batch_size > self.num_samples:
             rule = f"more than the {self.num_samples} samples of the training split"
             raise UserError(problem(where, self.global_batch_size, rule, f"at most {self.num_samples}"))
@@ -139,11 +165,16 @@ class GlobalBatches:
         return max(0, self.num_batches - self.start_batch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.num_samples, self.seed, self.epoch)
-        share = self.global_batch_size // self.world_size
+        draws = epoch_draws(self.num_samples, self.seed, self.epoch, self.aug_repeats)
+        size = self.global_batch_size
+        share = size // self.world_size
         for batch in range(self.start_batch, self.num_batches):
-            start = batch * self.global_batch_size + self.rank * share
-            yield order[start : start + share].tolist()
+            whole = draws[batch * size : (batch + 1) * size]
+            if self.paired:
+                front = slice(self.rank * share // 2, (self.rank + 1) * share // 2)
+                yield np.concatenate([whole[front], whole[::-1][front][::-1]]).tolist()
+            else:
+                yield whole[self.rank * share : (self.rank + 1) * share].tolist()
 
 
 def eval_batches(num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
@@ -163,16 +194,23 @@ def train_loader(
     world_size: int = 1,
     loader_workers: int = 0,
     augment: Augment = "none",
+    img_size: int = 0,
     verify: Verify = "sha256",
 ) -> DataLoader[Any]:
     """This rank's batches of one epoch: (images (B, C, H, W) float32, labels (B,) int64).
+
+    Args:
+        augment, img_size: See `Transform`.
 
     Raises:
         ShardError: if a shard is not what the manifest says.
         UserError: as `GlobalBatches`.
     """
-    dataset = ShardDataset(directory, "train", Transform(augment, seed, epoch), verify)
-    batches = GlobalBatches(len(dataset), global_batch_size, seed, epoch, rank, world_size, start_batch)
+    dataset = ShardDataset(directory, "train", Transform(augment, seed, epoch, img_size), verify)
+    repeats, paired = (augment.aug_repeats, augment.mixes) if isinstance(augment, AugmentConfig) else (1, False)
+    batches = GlobalBatches(
+        len(dataset), global_batch_size, seed, epoch, rank, world_size, start_batch, repeats, paired
+    )
     return _loader(dataset, batches, loader_workers, _collate_train)
 
 
@@ -184,16 +222,21 @@ def eval_loader(
     world_size: int = 1,
     loader_workers: int = 0,
     verify: Verify = "sha256",
+    augment: Augment = "none",
+    img_size: int = 0,
 ) -> DataLoader[Any]:
     """This rank's part of a split: (images (B, C, H, W) float32, labels (B,) int64, indices (B,) int64).
 
     Over the ranks every sample comes exactly once; nothing is padded, so the last batch may be short and, with
     more ranks than samples, a rank may have none.
 
+    Args:
+        augment, img_size: How a picture is cropped for a test, see `Transform`; nothing is random.
+
     Raises:
         ShardError: if a shard is not what the manifest says.
     """
-    dataset = ShardDataset(directory, split, Transform(), verify)
+    dataset = ShardDataset(directory, split, Transform(augment, img_size=img_size, training=False), verify)
     return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, _collate_eval)
 
 

@@ -1,32 +1,71 @@
-"""uint8 images -> the float tensors a model is trained on.
+"""uint8 images and clips -> the float tensors a model is trained on.
 
-What is random depends on (seed, epoch, index) alone: not on the worker, the rank, or what was loaded before.
+What is random depends on (seed, epoch, index, repeat) alone: not on the worker, the rank, or what was loaded before.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
-Augment = Literal["none", "flip_crop"]
+from pipeline.data.augment import Recipe, apply, build_augmentation, build_test_crop
+from pipeline.recipe import Augment, AugmentConfig
+
 CROP_PAD_FRAC = 1 / 8  # of the side: how far an image is shifted at most
 CENTRE = 127.5  # bytes 0..255 become -1..1
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Augment, then normalise."""
+    """Augment or crop, then normalise.
+
+    Args:
+        augment: `train.augment` of the suite.
+        img_size: Side in pixels of what the model reads; of no effect, and may be left out, where `augment` is a word.
+        training: Draw at random; else images are cropped as in tests, and a word does nothing.
+    """
 
     augment: Augment = "none"
     seed: int = 0
     epoch: int = 0
+    img_size: int = 0
+    training: bool = True
 
-    def __call__(self, image: np.ndarray, index: int) -> torch.Tensor:
-        """(H, W) or (H, W, C) uint8 of sample `index` -> (C, H, W) float32."""
-        if self.augment == "flip_crop":
+    def __call__(self, pixels: np.ndarray, index: int, repeat: int = 0) -> torch.Tensor:
+        """Sample `index` of the split -> (C, H, W) float32 of an image, (C, T, H, W) of a clip.
+
+        All frames of a clip are drawn alike: it is one view of one scene.
+
+        Args:
+            pixels: (H, W) or (H, W, C) uint8 of an image, (T, H, W, C) of a clip.
+            repeat: Which of the times that the sample comes in this epoch.
+        """
+        if pixels.ndim == 4:
+            return torch.stack([self._view(frame, index, repeat) for frame in pixels], 1)
+        return self._view(pixels, index, repeat)
+
+    def _view(self, image: np.ndarray, index: int, repeat: int) -> torch.Tensor:
+        if isinstance(self.augment, AugmentConfig):
+            return apply(self._recipe, image, [self.seed, self.epoch, index, repeat])
+        if self.training and self.augment == "flip_crop":
             image = flip_crop(image, np.random.default_rng([self.seed, self.epoch, index]))
         return normalise(image)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        assert isinstance(self.augment, AugmentConfig)
+        build = build_augmentation if self.training else build_test_crop
+        return build(self.augment, self.img_size)
+
+
+def recorded_views(science: Mapping[str, Any]) -> dict[str, Any]:
+    """`augment` and `img_size` of a `Transform`, from the record of a run (`Trial.science`)."""
+    augment = science["train"]["augment"]
+    parsed = AugmentConfig.model_validate(augment) if isinstance(augment, Mapping) else augment
+    return {"augment": parsed, "img_size": science["model"]["img_size"]}
 
 
 def normalise(image: np.ndarray) -> torch.Tensor:

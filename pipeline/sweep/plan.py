@@ -20,6 +20,7 @@ from pipeline.config import (
     explain_validation,
 )
 from pipeline.errors import ConfigError, problem, unknown_name
+from pipeline.recipe import merge
 
 SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
 
@@ -78,7 +79,7 @@ def _trials(
     sections: dict[str, Any] = {}
     found: list[str] = []
     for section, schema in SECTIONS.items():
-        merged = {**getattr(suite, section).model_dump(), **getattr(overrides, section)}
+        merged = merge(getattr(suite, section).model_dump(), getattr(overrides, section))
         try:
             sections[section] = schema.model_validate(merged)
         except ValidationError as error:

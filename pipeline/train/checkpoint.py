@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: safetensors and JSON, written aside, published by a rename, verified.
 
-A folder `step-00000120/` holds model.safetensors, optimizer.safetensors, state.json and, written last,
-manifest.json with the sha256 of the others. Nothing here is pickled. There is no state of random generators:
-the loop derives all randomness from (seed, step), so a position is enough.
+A folder `step-00000120/` holds model.safetensors, optimizer.safetensors, state.json, ema.safetensors where weights are
+averaged, and, written last, manifest.json with the sha256 of the others. Nothing here is pickled. There is no state of
+random generators: the loop derives all randomness from (seed, step), so a position is enough.
 """
 
 import json
@@ -23,6 +23,7 @@ from pipeline.provenance import hash_file
 
 KEEP = 2  # the newest, and one to fall back to
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+EMA_FILE = "ema.safetensors"
 
 
 class Identity(NamedTuple):
@@ -51,15 +52,28 @@ class Damaged(Exception):
 
 
 def save_checkpoint(
-    root: Path, identity: Identity, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer
+    root: Path,
+    identity: Identity,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None = None,
 ) -> None:
-    """Publish a checkpoint under `root`, then remove all but the newest `KEEP`."""
+    """Publish a checkpoint under `root`, then remove all but the newest `KEEP`.
+
+    Args:
+        ema: The model with averaged weights, if the training averages them.
+    """
     with building_dir(root / f"step-{position.step:08d}") as folder:
         write_bytes_atomic(folder / "model.safetensors", save(_contiguous(model.state_dict())))
         write_bytes_atomic(folder / "optimizer.safetensors", save(_optimizer_tensors(optimizer)))
         state = {"identity": identity._asdict(), "position": position._asdict()}
         write_json_atomic(folder / "state.json", state)
-        write_json_atomic(folder / "manifest.json", {name: hash_file(folder / name) for name in FILES})
+        files: tuple[str, ...] = FILES
+        if ema is not None:
+            write_bytes_atomic(folder / EMA_FILE, save(_contiguous(ema.state_dict())))
+            files = (*FILES, EMA_FILE)
+        write_json_atomic(folder / "manifest.json", {name: hash_file(folder / name) for name in files})
     for folder in _newest_first(root)[KEEP:]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -70,8 +84,9 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     note: Callable[[str], None],
+    ema: nn.Module | None = None,
 ) -> Position:
-    """Load the newest sound checkpoint into `model` and `optimizer`; without one, the position is the start.
+    """Load the newest sound checkpoint into `model`, `optimizer` and `ema`; without one, the position is the start.
 
     Args:
         note: Is told of every damaged checkpoint that was passed over.
@@ -81,7 +96,7 @@ def load_checkpoint(
     """
     for folder in _newest_first(root):
         try:
-            return _load(folder, identity, model, optimizer)
+            return _load(folder, identity, model, optimizer, ema)
         except Damaged as damage:
             note(f"checkpoint {folder.name} is damaged ({damage}) and was passed over")
     return Position(0, 0.0, {})
@@ -97,7 +112,9 @@ def save_weights(path: Path, model: nn.Module, model_name: str, kwargs: dict[str
     write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata={WEIGHTS_METADATA: made}))
 
 
-def _load(folder: Path, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+def _load(
+    folder: Path, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None
+) -> Position:
     try:
         for name, sha256 in json.loads((folder / "manifest.json").read_text()).items():
             if hash_file(folder / name) != sha256:
@@ -106,12 +123,15 @@ def _load(folder: Path, identity: Identity, model: nn.Module, optimizer: torch.o
         _check_owner(folder, Identity(**state["identity"]), identity)
         weights = load((folder / "model.safetensors").read_bytes())
         moments = load((folder / "optimizer.safetensors").read_bytes())
+        averages = load((folder / EMA_FILE).read_bytes()) if ema is not None else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise Damaged(f"{type(error).__name__}: {error}") from error
     model.load_state_dict(weights)
     _load_optimizer(optimizer, moments)
+    if ema is not None:
+        ema.load_state_dict(averages)
     return Position(**state["position"])
 
 

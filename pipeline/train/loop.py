@@ -7,6 +7,7 @@ beside the tensors, and a resumed training continues bit for bit.
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,12 +29,14 @@ from pipeline.journal import Journal
 from pipeline.model import build_model, model_kwargs
 from pipeline.provenance import hash_json
 from pipeline.train.checkpoint import Identity, Position, load_checkpoint, save_checkpoint, save_weights
+from pipeline.train.mixing import Mixing
 from pipeline.train.optim import build_optimizer, lr_factor, set_lr
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoint"
 WEIGHTS = "model.safetensors"
+MIXING = -1  # the "rank" of what all ranks draw alike
 
 
 class FitResult(NamedTuple):
@@ -66,6 +71,11 @@ class Setup(NamedTuple):
     def dtype(self) -> torch.dtype:
         """Of the weights and the images."""
         return torch.float64 if self.trial.train.precision == "fp64" else torch.float32
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """How stored pictures become what the model reads: arguments of the loaders."""
+        return {"augment": self.trial.train.augment, "img_size": self.trial.model.img_size}
 
 
 def fit(
@@ -121,14 +131,27 @@ class _Fitting:
 
     def __init__(self, setup: Setup, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.setup, self.identity, self.model, self.optimizer = setup, identity, model, optimizer
+        train = setup.trial.train
+        self.ema = ModelEmaV3(model, decay=train.model_ema_decay) if train.model_ema_decay else None
+        self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
         self.journal = Journal(setup.run_dir) if setup.rank == 0 else None
         self.position = Position(0, 0.0, {})
         self.saved_at = self.logged_at = time.monotonic()
 
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The model whose weights are the running average, if there is one."""
+        return self.ema.module if self.ema else None
+
+    @property
+    def result(self) -> nn.Module:
+        """The model that is validated, and kept in the end."""
+        return self.averaged or self.model
+
     def resume(self) -> None:
         """Load the newest sound checkpoint, on every rank before the ranks meet."""
         root = self.setup.run_dir / CHECKPOINTS
-        self.position = load_checkpoint(root, self.identity, self.model, self.optimizer, self.note)
+        self.position = load_checkpoint(root, self.identity, self.model, self.optimizer, self.note, self.averaged)
         if self.position.step:
             self.note(f"resumed at step {self.position.step}")
 
@@ -137,13 +160,13 @@ class _Fitting:
         setup = self.setup
         for epoch in range(self.position.step // setup.steps_per_epoch, setup.trial.train.epochs):
             self.train_epoch(net, epoch)
-            self.log(validate(self.model, setup))
+            self.log(validate(self.result, setup))
             self.save()
             position = self.position
             report({"epoch": epoch + 1, "step": position.step, "train_s": position.train_s, **position.metrics})
         if self.journal:
             kwargs = model_kwargs(setup.trial.architecture(), setup.num_classes)
-            save_weights(setup.run_dir / WEIGHTS, self.model, self.identity.model_name, kwargs)
+            save_weights(setup.run_dir / WEIGHTS, self.result, self.identity.model_name, kwargs)
             self.journal.artifact(WEIGHTS)
         num_samples = setup.num_steps * setup.trial.train.global_batch_size
         return FitResult(self.position.metrics, setup.num_steps, num_samples, self.position.train_s)
@@ -181,7 +204,7 @@ class _Fitting:
             rank=setup.rank,
             world_size=setup.world_size,
             loader_workers=setup.loader_workers,
-            augment=train.augment,
+            **setup.views,
         )
 
     def train_step(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -189,22 +212,32 @@ class _Fitting:
         setup, train = self.setup, self.setup.trial.train
         torch.manual_seed(step_seed(setup.trial.seed, self.position.step, setup.rank))
         set_lr(self.optimizer, self.lr(self.position.step))
+        if self.mixing:
+            images, labels = self.mixing(images, labels, step_seed(setup.trial.seed, self.position.step, MIXING))
         with autocast(train.precision):
-            loss = F.cross_entropy(net(images), labels, label_smoothing=train.label_smoothing)
+            loss = self.loss(net(images), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad or math.inf)
         if not torch.isfinite(norm):  # the same on every rank, and seen before the weights are spoilt
             rule = f"not finite at step {self.position.step + 1} of {setup.num_steps}, the training diverged"
             raise UserError(problem("gradient norm", float(norm), rule, "lower train.lr or train.clip_grad"))
         self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model)
         return loss.detach().double()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy with labels (B,), or with targets (B, K) that mixing has made, smoothed already."""
+        if self.mixing:
+            return SoftTargetCrossEntropy()(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.setup.trial.train.label_smoothing)
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step`."""
         train = self.setup.trial.train
         warmup_steps = round(train.warmup_frac * self.setup.num_steps)
-        return train.lr * lr_factor(step, self.setup.num_steps, warmup_steps)
+        return train.lr * lr_factor(step, self.setup.num_steps, warmup_steps, train.min_lr / train.lr)
 
     def mean_loss(self, loss_sum: Tensor, count: int) -> float:
         """The mean over the ranks and the `count` steps that this rank's `loss_sum` is of."""
@@ -240,7 +273,7 @@ class _Fitting:
         self.advance_clock()
         if self.journal:
             root = self.setup.run_dir / CHECKPOINTS
-            save_checkpoint(root, self.identity, self.position, self.model, self.optimizer)
+            save_checkpoint(root, self.identity, self.position, self.model, self.optimizer, self.averaged)
         self.saved_at = time.monotonic()
 
 
@@ -250,7 +283,8 @@ def validate(model: nn.Module, setup: Setup) -> dict[str, float]:
     model.eval()
     batch_size = max(1, setup.trial.train.global_batch_size // setup.world_size)
     totals = torch.zeros(4, dtype=torch.float64, device=setup.device)
-    for images, labels, _ in eval_loader(setup.data_dir, "val", batch_size, setup.rank, setup.world_size):
+    loader = eval_loader(setup.data_dir, "val", batch_size, setup.rank, setup.world_size, **setup.views)
+    for images, labels, _ in loader:
         labels = labels.to(setup.device)
         with autocast(setup.trial.train.precision):
             logits = model(images.to(setup.device, setup.dtype)).float()

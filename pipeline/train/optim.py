@@ -45,14 +45,15 @@ def param_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
     ]
 
 
-def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
-    """The share of the peak rate that optimizer step `step` (0-based) uses: linear warm-up, then cosine to 0.
+def lr_factor(step: int, num_steps: int, warmup_steps: int, last: float = 0.0) -> float:
+    """The share of the peak rate that optimizer step `step` (0-based) uses: linear warm-up, then cosine to `last`.
 
-    The last warm-up step uses the whole rate; step `num_steps`, which is never taken, would use 0.
+    The last warm-up step uses the whole rate; step `num_steps`, which is never taken, would use `last`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+    return last + (1 - last) * cosine
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -13,6 +13,18 @@ from pipeline.sweep.plan import plan_experiments, plan_sweep
 
 ROOT = Path(__file__).parents[2]
 DIGITS = YAML(typ="safe").load((ROOT / "suites/digits.yaml").read_text())
+MAPPING = {
+    "scale": [0.08, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.0, "reprob": 0.25, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
+}  # fmt: skip
+PAPER = {
+    "name": "dart", "mode": "paper", "token_budget": 196, "num_rows": None, "scorer": "mobilenetv3_small_v1",
+    "pretrained_scorer": False, "score_input": 224,
+}  # fmt: skip
+SCORED = {
+    **DIGITS["tokenizer"], "scorer": "timm/resnet18", "pretrained_scorer": False, "frozen_scorer": False,
+    "score_input": 224,
+}  # fmt: skip
 
 
 def write_suite(folder: Path, changes: dict) -> Path:
@@ -75,6 +87,44 @@ def problems(folder: Path, changes: dict) -> list[str]:
             {"experiments/twin": {"agrees_with": "one-worker", "seeds": [5]}},
             "experiments.twin.agrees_with = 'one-worker': has no run of seed 5; give both the same seeds",
         ),
+        ({"train/augment": "flip-crop"}, "train.augment = 'flip-crop': "),
+        (
+            {"train/augment": {**MAPPING, "reprop": 0.25}},
+            "train.augment.reprop = 'reprop': unknown; did you mean 'reprob'?",
+        ),
+        ({"train/augment": {"hflip": 0.5}}, "train.augment.reprob: missing; science has no hidden defaults"),
+        ({"train/augment": {**MAPPING, "hflip": 2.0}}, "train.augment.hflip = 2.0: "),
+        ({"train/augment": {**MAPPING, "scale": [0.9, 0.1]}}, "train.augment.scale = [0.9, 0.1]: must be two shares"),
+        (
+            {"train/augment": {**MAPPING, "color_jitter": 0.4}},
+            "train.augment.color_jitter = 0.4: not applied beside auto_augment; write 0.0",
+        ),
+        (
+            {"train/augment": {**MAPPING, "auto_augment": "strong"}},
+            "auto_augment = 'strong': not a policy that timm knows",
+        ),
+        (
+            {"train/augment": MAPPING, "train/global_batch_size": 25},
+            "train.global_batch_size = 25: odd, but mixup and cutmix mix pairs; try 26",
+        ),
+        ({"train/min_lr": 1.0}, "train.min_lr = 1.0: above lr (0.002)"),
+        ({"train/model_ema_decay": 1.0}, "train.model_ema_decay = 1.0: "),
+        ({"tokenizer/scorer": "mobilenetv3_smal"}, "unknown; did you mean 'mobilenetv3_small'? known: "),
+        ({"tokenizer/scorer": "timm/resnet18"}, "tokenizer.pretrained_scorer: missing; science has no hidden defaults"),
+        ({"tokenizer/scorer": "timm/resnet18"}, "tokenizer.score_input: missing; science has no hidden defaults"),
+        (
+            {"tokenizer/score_input": 224},
+            "tokenizer.score_input = 224: the scorer 'conv' has no such choice; null, or leave it out",
+        ),
+        ({"tokenizer/mode": "papier"}, "tokenizer.mode = 'papier': unknown; did you mean 'paper'?"),
+        ({"tokenizer/mode": "paper"}, "tokenizer.sampling = 'area': paper mode has no such choice"),
+        ({"tokenizer/mode": "paper"}, "tokenizer.scorer = 'conv': not of mode paper; known: mobilenetv3_small_v1, "),
+        (
+            {"tokenizer": PAPER, "experiments": {"grid": {"tokenizer": {"name": "uniform"}}}},
+            "mode = 'paper': only of dart",
+        ),
+        ({"tokenizer": {**PAPER, "score_input": 96}}, "score_input = 96: must be full or 224 in paper mode"),
+        ({"tokenizer": {**SCORED, "score_input": 100}}, "score_input = 100: must be a multiple of 32 pixels; try 224"),
     ],
 )
 def test_every_mistake_has_its_sentence(tmp_path, changes, sentence):
@@ -141,3 +191,18 @@ def test_options_that_a_model_does_not_read_are_no_part_of_its_identity(tmp_path
     before, after = ({t.name: t.science() for t in plan_experiments(s)} for s in (same, changed))
     assert before["uniform-36"] == after["uniform-36"]
     assert before["dart-36"] != after["dart-36"]
+
+
+def test_a_mapping_inside_a_section_is_changed_key_by_key(tmp_path):
+    changes = {"train/augment": MAPPING, "experiments/calm": {"train": {"augment": {"reprob": 0.0}}}}
+    suite = load_suite("digits", write_suite(tmp_path, changes))
+    calm = next(trial for trial in plan_experiments(suite) if trial.name == "calm")
+    assert calm.train.augment.model_dump() == {**MAPPING, "reprob": 0.0}
+
+
+def test_keys_without_a_meaning_are_no_part_of_the_record(tmp_path):
+    for tokenizer in (DIGITS["tokenizer"], PAPER, SCORED):
+        changes = {"tokenizer": tokenizer, "experiments": {"dart": {}}, "sweep/grid": {"train.lr": [0.1]}}
+        suite = load_suite("digits", write_suite(tmp_path, changes))
+        (trial, *_) = plan_experiments(suite)
+        assert trial.architecture()["tokenizer"] == tokenizer

@@ -44,6 +44,8 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.errors",
         "pipeline.files",
         "pipeline.provenance",
+        "pipeline.recipe",
+        "pipeline.schema",
         "pipeline.spread",
         "pipeline.sweep.cost",
         "pipeline.sweep.preview",

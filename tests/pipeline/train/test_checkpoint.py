@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.train.checkpoint import FILES, Identity, Position, load_checkpoint, save_checkpoint
+from pipeline.train.checkpoint import EMA_FILE, FILES, Identity, Position, load_checkpoint, save_checkpoint
 
 OURS = Identity("dart_vit_nano_patch8_32", "a" * 64, "b" * 64)
 
@@ -88,3 +88,24 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         training.save(tmp_path, step)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+
+
+def test_averaged_weights_are_part_of_a_checkpoint(tmp_path: Path) -> None:
+    training, average, loaded = Training(steps=1), Training(steps=2).model, Training().model
+    position = Position(10, 1.5, {})
+    save_checkpoint(tmp_path, OURS, position, training.model, training.optimizer, average)
+    other = Training()
+    assert load_checkpoint(tmp_path, OURS, other.model, other.optimizer, print, loaded) == position
+    found, expected, own = (list(m.state_dict().values()) for m in (loaded, average, training.model))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found, own, strict=True))
+
+
+def test_a_checkpoint_without_its_averaged_weights_is_damaged(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    save_checkpoint(tmp_path, OURS, Position(10, 1.5, {}), training.model, training.optimizer, Training().model)
+    (tmp_path / "step-00000010" / EMA_FILE).unlink()
+    notes: list[str] = []
+    position = load_checkpoint(tmp_path, OURS, training.model, training.optimizer, notes.append, Training().model)
+    assert position.step == 0
+    assert "is damaged" in notes[0]

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import Suite, Trial
+from pipeline.data.loader import GlobalBatches, epoch_draws, epoch_order
 from pipeline.errors import UserError
 from pipeline.journal import curves, read_journal
+from pipeline.recipe import AugmentConfig
 from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, FitResult, fit, step_seed
+from pipeline.train.mixing import Mixing
 
 STEPS = 40  # 2 epochs of 400 samples in batches of 20
 
@@ -119,3 +123,97 @@ def test_steps_and_ranks_have_seeds_of_their_own() -> None:
     seeds = {step_seed(seed, step, rank) for seed in range(4) for step in range(50) for rank in range(4)}
     assert len(seeds) == 800
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+FULL = {
+    "scale": [0.5, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.0, "reprob": 0.25, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rich(trial: Trial) -> Trial:
+    """The whole recipe: averaged weights, mixing, augmentation, stochastic depth, a smallest rate, no clipping."""
+    changes = {"model_ema_decay": 0.9, "augment": AugmentConfig(**FULL), "drop_path": 0.1, "min_lr": 1e-4,
+               "clip_grad": None, "epochs": 1}  # fmt: skip
+    return trial.model_copy(update={"train": trial.train.model_copy(update=changes)})
+
+
+def test_the_whole_recipe_resumes_bit_for_bit(rich: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    train(rich, tiny_shards, tmp_path / "whole")
+    for steps in (3, 9):
+        with pytest.raises(Killed):
+            train(rich, tiny_shards, tmp_path / "parts", wrap=lambda model, steps=steps: DiesAtStep(model, steps))
+    train(rich, tiny_shards, tmp_path / "parts")
+    whole, parts = (tmp_path / name for name in ("whole", "parts"))
+    assert (whole / WEIGHTS).read_bytes() == (parts / WEIGHTS).read_bytes()
+    ours, theirs = (curves(read_journal(folder / "journal.jsonl")) for folder in (whole, parts))
+    assert ours["train_loss"] == theirs["train_loss"]
+    assert ours["val_loss"] == theirs["val_loss"]
+
+
+def test_what_is_validated_and_kept_is_the_running_average(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    """The average of a training computed from its weights after every step, as its definition says."""
+    decay, weights = 0.8, []
+
+    class Watched(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            weights.append({name: tensor.clone() for name, tensor in self.inner.state_dict().items()})
+            return self.inner(images)
+
+    train_config = trial.train.model_copy(update={"epochs": 1, "model_ema_decay": decay})
+    averaging = trial.model_copy(update={"train": train_config})
+    result = train(averaging, tiny_shards, tmp_path / "ema", wrap=Watched)
+    plain = averaging.model_copy(update={"train": train_config.model_copy(update={"model_ema_decay": None})})
+    without = train(plain, tiny_shards, tmp_path / "plain")
+    weights.append(load_file(tmp_path / "plain" / WEIGHTS))  # averaging does not change the training itself
+    average = weights[0]
+    for after in weights[1:]:
+        average = {name: decay * old + (1 - decay) * after[name] for name, old in average.items()}
+    kept = load_file(tmp_path / "ema" / WEIGHTS)
+    assert all(torch.allclose(kept[name], average[name], atol=1e-6) for name in kept)
+    assert result.metrics["val_loss"] != without.metrics["val_loss"]
+
+
+def test_mixing_does_not_depend_on_the_number_of_ranks() -> None:
+    """The parts of a global batch, mixed rank by rank, are the mixed global batch."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(24, 1, 8, 8), torch.randint(0, 10, (24,))
+    whole = GlobalBatches(24, 24, seed=0, epoch=0, paired=True)
+    for seed in range(6):  # of both kinds
+        mix = Mixing(AugmentConfig(**FULL), 0.1, 10)
+        order = next(iter(whole))
+        expected, targets = mix(images[order], labels[order], seed)
+        for world_size in (2, 3, 4):
+            for rank in range(world_size):
+                part = next(iter(GlobalBatches(24, 24, 0, 0, rank, world_size, paired=True)))
+                mixed, soft = mix(images[part], labels[part], seed)
+                places = [order.index(index) for index in part]
+                assert torch.equal(mixed, expected[places])
+                assert torch.equal(soft, targets[places])
+
+
+def test_targets_of_mixed_clips_sum_to_one_and_frames_are_mixed_alike() -> None:
+    clips = torch.rand(4, 1, 1, 8, 8).expand(4, 3, 5, 8, 8).contiguous()  # all planes of a clip are equal
+    mixed, targets = Mixing(AugmentConfig(**FULL), 0.1, 7)(clips.clone(), torch.arange(4), seed=1)
+    assert mixed.shape == clips.shape
+    assert not torch.equal(mixed, clips)
+    assert torch.equal(mixed, mixed[:, :1, :1].expand_as(mixed))
+    assert torch.allclose(targets.sum(1), torch.ones(4))
+
+
+def test_a_batch_whose_pairs_the_ranks_would_part_is_refused() -> None:
+    with pytest.raises(UserError, match=r"global_batch_size = 10: mixup and cutmix mix pairs.*2 x world_size \(2\)"):
+        GlobalBatches(100, 10, 0, 0, world_size=2, paired=True)
+
+
+def test_repeated_augmentation_repeats_samples_and_keeps_the_number_of_draws() -> None:
+    draws = epoch_draws(100, seed=1, epoch=2, aug_repeats=3)
+    assert len(draws) == len(set(draws.tolist())) == 100
+    assert (draws[:6] % 100).tolist() == [i for i in epoch_order(100, 1, 2)[:2].tolist() for _ in range(3)]
+    assert (draws[:6] // 100).tolist() == [0, 1, 2, 0, 1, 2]
+    assert epoch_draws(100, 1, 2, 1).tolist() == epoch_order(100, 1, 2).tolist()

@@ -48,3 +48,11 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero(num_steps: int, frac: floa
     if warmup < num_steps:
         assert lr_factor(warmup, num_steps, warmup) == 1
         assert lr_factor(num_steps, num_steps, warmup) == pytest.approx(0, abs=1e-12)
+
+
+@given(num_steps=st.integers(2, 500), last=st.floats(0, 1))
+def test_the_cosine_ends_at_the_smallest_rate(num_steps: int, last: float) -> None:
+    factors = [lr_factor(step, num_steps, 1, last) for step in range(1, num_steps + 1)]
+    assert factors == sorted(factors, reverse=True)
+    assert factors[-1] == pytest.approx(last)
+    assert lr_factor(0, num_steps, 2, last) == 0.5  # the warm-up rises from nothing all the same

@@ -1,0 +1,104 @@
+"""How a model is trained: the sections `train` and `train.augment` of a suite.
+
+Keys have the names of timm's training script where it has one, and its meaning. All of them are science: none has a
+default, so that what a result depends on is written in the suite.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from pipeline.schema import Fraction, Strict, inconsistent
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+
+
+class AugmentConfig(Strict):
+    """Random pictures of a picture, in training; and how a picture of any size becomes a square, everywhere."""
+
+    scale: Range  # of a random crop: smallest and largest share of the picture's area; [1.0, 1.0]: almost all of it
+    hflip: Probability  # of mirroring
+    interpolation: Literal["bicubic", "bilinear"]
+    auto_augment: str | None  # timm's words for RandAugment and its like: rand-m9-mstd0.5-inc1
+    color_jitter: Annotated[float, Field(ge=0)]  # of brightness, contrast and saturation; not beside auto_augment
+    reprob: Probability  # of erasing a rectangle, filling it with noise
+    aug_repeats: Annotated[int, Field(ge=1)]  # times that a drawn sample comes in an epoch, differently each time
+    mixup: Annotated[float, Field(ge=0)]  # alpha of mixup, 0: off
+    cutmix: Annotated[float, Field(ge=0)]  # alpha of cutmix, 0: off; with mixup as well, each batch draws one of them
+    crop_pct: Annotated[float, Field(gt=0, le=1)]  # in tests: the model sees this share of the shorter side, centred
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "AugmentConfig":
+        low, high = self.scale
+        if not low <= high <= 1:
+            raise inconsistent("scale", self.scale, "must be two shares of the area, the smaller first, at most 1")
+        if self.auto_augment is not None and self.color_jitter:
+            raise inconsistent("color_jitter", self.color_jitter, "not applied beside auto_augment", "write 0.0")
+        if self.auto_augment is not None and not self.auto_augment.startswith(
+            ("rand", "augmix", "original", "v0", "3a")
+        ):
+            remedy = "for example rand-m9-mstd0.5-inc1, or null"
+            raise inconsistent("auto_augment", self.auto_augment, "not a policy that timm knows", remedy)
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples of a batch are mixed, and labels with them."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+# "flip_crop": small pictures, shifted by up to an eighth of their side and mirrored one time in two.
+Augment = Annotated[
+    Annotated[Literal["none", "flip_crop"], Tag("a word")] | Annotated[AugmentConfig, Tag("a mapping")],
+    Discriminator(lambda value: "a word" if isinstance(value, str) else "a mapping"),
+]
+AUGMENT_TAGS = ("a word", "a mapping")
+
+
+class TrainConfig(Strict):
+    """The recipe."""
+
+    epochs: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1)  # samples per optimizer step over all workers
+    lr: float = Field(gt=0)  # at the end of the warm-up
+    min_lr: float = Field(ge=0)  # at the end of the cosine
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    weight_decay: float = Field(ge=0)
+    scorer_lr_scale: float = Field(gt=0)
+    warmup_frac: Fraction  # of all steps
+    clip_grad: Annotated[float, Field(gt=0)] | None
+    label_smoothing: Fraction
+    drop_path: Fraction
+    model_ema_decay: Annotated[float, Field(gt=0, lt=1)] | None  # the average is validated, and is what is kept
+    augment: Augment
+    precision: Literal["fp32", "bf16", "fp64"]
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "TrainConfig":
+        if self.min_lr > self.lr:
+            raise inconsistent("min_lr", self.min_lr, f"above lr ({self.lr})")
+        if self.mixing and self.global_batch_size % 2:
+            rule, size = "mixup and cutmix mix pairs", self.global_batch_size
+            raise inconsistent("global_batch_size", size, f"odd, but {rule}", f"try {size + 1}")
+        return self
+
+    @property
+    def augmentation(self) -> AugmentConfig | None:
+        """The mapping, if it is one."""
+        return self.augment if isinstance(self.augment, AugmentConfig) else None
+
+    @property
+    def mixing(self) -> AugmentConfig | None:
+        """The mapping, if it mixes samples."""
+        found = self.augmentation
+        return found if found is not None and found.mixes else None
+
+
+def merge(section: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A section of a suite with what an experiment changes; a mapping inside it is changed key by key."""
+    merged = dict(section)
+    for key, value in overrides.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
