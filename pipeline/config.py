@@ -4,6 +4,7 @@ Scientific choices have no defaults: DVC sees only what is written, so what matt
 Machine choices (`placement`, `tracking`) may default.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dart import registry
+from pipeline.clip_rules import ViewsConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import ConfigError, UserError, problem, unknown_name
 from pipeline.recipe import AUGMENT_TAGS, TrainConfig
@@ -37,6 +39,7 @@ class ModelConfig(Strict):
     img_size: int = Field(ge=1)  # pixels, square
     patch_size: int = Field(ge=1)  # pixels on the side of every token's patch, whatever its region's size
     in_chans: int = Field(ge=1)
+    num_frames: Annotated[int, Field(ge=1)] | None = None  # that the model reads of a clip; None: it reads images
 
     @model_validator(mode="after")
     def _backbone_has_variant(self) -> "ModelConfig":
@@ -151,6 +154,7 @@ class SweepConfig(Strict):
 class EvaluateConfig(Strict):
     batch_size: int = Field(ge=1)
     gallery_samples: int = Field(ge=0)
+    clips: ViewsConfig | None = None  # where the samples are clips
 
 
 class BenchmarkConfig(Strict):
@@ -194,12 +198,14 @@ class Trial(Strict):
         unread = set() if self.tokenizer.name == "dart" else {*registry.DART_ONLY, "mode"}
         unread |= {key for key in (*INVARIANT_ONLY, *SCORER_KEYS) if getattr(self.tokenizer, key) is None}
         tokenizer = self.tokenizer.model_dump(mode="json", exclude=unread)
-        return {"model": self.model.model_dump(mode="json"), "tokenizer": tokenizer}
+        images = {"num_frames"} if self.model.num_frames is None else set()
+        return {"model": self.model.model_dump(mode="json", exclude=images), "tokenizer": tokenizer}
 
     def science(self) -> dict[str, Any]:
         """What the weights depend on; its hash, with data and code, is the run's fingerprint."""
         pinned = {} if self.num_workers is None else {"num_workers": self.num_workers}
         unread = set() if self.tokenizer.name == "dart" else {"scorer_lr_scale"}
+        unread |= {"clips"} if self.train.clips is None else set()
         train = self.train.model_dump(mode="json", exclude=unread)
         return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
 
@@ -274,9 +280,11 @@ def check_trial(trial: Trial, where: str) -> list[str]:
     """Problems of a resolved trial that no single key shows: budgets, divisibility."""
     model, tokenizer, train = trial.model, trial.tokenizer, trial.train
     problems: list[str] = []
-    pixels = model.img_size**2
+    frames, what = ((), "an image") if model.num_frames is None else ((model.num_frames,), "a clip")
+    sides = (*frames, model.img_size, model.img_size)
+    pixels = math.prod(sides)
     if tokenizer.token_budget > pixels:
-        rule = f"more tokens than the {model.img_size} x {model.img_size} = {pixels} pixels of an image"
+        rule = f"more tokens than the {' x '.join(map(str, sides))} = {pixels} pixels of {what}"
         problems.append(problem(f"{where}tokenizer.token_budget", tokenizer.token_budget, rule, f"at most {pixels}"))
     if trial.num_workers and train.global_batch_size % trial.num_workers:
         problems.append(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from pipeline.clip_rules import ClipsConfig
 from pipeline.schema import Fraction, Strict, inconsistent
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -72,6 +73,7 @@ class TrainConfig(Strict):
     drop_path: Fraction
     model_ema_decay: Annotated[float, Field(gt=0, lt=1)] | None  # the average is validated, and is what is kept
     augment: Augment
+    clips: ClipsConfig | None = None  # where the samples are clips: which of their frames are read
     precision: Literal["fp32", "bf16", "fp64"]
 
     @model_validator(mode="after")

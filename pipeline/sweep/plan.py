@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.clip_rules import clip_problems
 from pipeline.config import (
     ExperimentConfig,
     ModelConfig,
@@ -40,7 +41,7 @@ def plan_experiments(suite: Suite) -> list[Trial]:
         )
         problems += _twin_problems(suite, name, experiment)
     if problems:
-        raise ConfigError(f"suites/{suite.name}.yaml", problems)
+        raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
     return trials
 
 
@@ -86,7 +87,7 @@ def _trials(
             found += explain_validation(schema, error, f"{where}{section}.")
     if not found:
         trials = [Trial(name=name, seed=seed, num_workers=num_workers, **sections) for seed in seeds]
-        found = check_trial(trials[0], where)
+        found = check_trial(trials[0], where) + clip_problems(suite, trials[0])
     problems += found
     return [] if found else trials
 

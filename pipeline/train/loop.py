@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Trial, absurd_precision
+from pipeline.data.clips import clip_sampling
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import GlobalBatches, eval_loader, train_loader
 from pipeline.errors import UserError, problem
@@ -75,7 +76,8 @@ class Setup(NamedTuple):
     @property
     def views(self) -> dict[str, Any]:
         """How stored pictures become what the model reads: arguments of the loaders."""
-        return {"augment": self.trial.train.augment, "img_size": self.trial.model.img_size}
+        clips = clip_sampling(self.trial.science())
+        return {"augment": self.trial.train.augment, "img_size": self.trial.model.img_size, "clips": clips}
 
 
 def fit(
