@@ -13,12 +13,8 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dart.models.tokenizers import REGION_OPTIONS, build_tokenizer, set_token_budget
 from dart.pos_embed import map_features
-from dart.registry import MODES, POS_EMBEDS, TOKENIZERS
-from dart.scorer import build_scorer
-from dart.tokenizer import DartTokenizer, check_budget, one_of
-
-REGION_OPTIONS = ("partition", "row_weight", "score_floor", "score_blur", "sampling")
 
 
 class RegionVisionTransformer(VisionTransformer):
@@ -61,42 +57,19 @@ class RegionVisionTransformer(VisionTransformer):
         **kwargs: Any,
     ) -> None:
         regions = {key: kwargs.pop(key) for key in REGION_OPTIONS if key in kwargs}
-        one_of("mode", mode, MODES)
-        one_of("tokenizer", tokenizer, TOKENIZERS)
-        one_of("pos_embed", pos_embed, POS_EMBEDS)
         # timm's own patch embedding is a throw-away: its weight initialisation must not reset the scorer.
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, pos_embed="none", **kwargs)
         self.table_size = (table_size, table_size)
         if pos_embed == "table":
             self.pos_embed = nn.Parameter(torch.empty(1, self.num_table_prefixes + table_size**2, self.embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if mode == "paper":
-            scorer_options = {"frozen_scorer": frozen_scorer, "scorer_stage": scorer_stage, "scorer_norm": scorer_norm}
-            unread = [*regions, *(key for key, value in scorer_options.items() if value is not None)]
-            if unread or pos_embed != "table" or table_size != 14:
-                choice = ", ".join(unread) or f"pos_embed = {pos_embed!r}, table_size = {table_size}"
-                raise ValueError(f"{choice}: paper mode has no such choice; leave it out, or use mode='invariant'")
-            from dart.paper import PaperTokenizer
-
-            self.patch_embed = PaperTokenizer(
-                img_size, patch_size, in_chans, self.embed_dim,
-                scorer=scorer, score_input=str(score_input), pretrained_scorer=pretrained_scorer,
-                token_budget=token_budget, num_rows=num_rows,
-            )  # fmt: skip
-        else:
-            options: dict[str, Any] = {
-                "pretrained": pretrained_scorer,
-                "frozen": frozen_scorer,
-                "score_input": score_input,
-                "stage": scorer_stage,
-                "norm": scorer_norm,
-            }
-            self.patch_embed = DartTokenizer(
-                img_size, patch_size, in_chans, self.embed_dim,
-                build_scorer(scorer, in_chans, **options) if tokenizer == "dart" else None,
-                token_budget=token_budget, num_rows=num_rows, pos_embed=pos_embed,
-                norm_layer=nn.LayerNorm if pos_embed == "geometry" else None, **regions,
-            )  # fmt: skip
+        self.patch_embed = build_tokenizer(
+            self.embed_dim,
+            tokenizer=tokenizer, token_budget=token_budget, mode=mode,
+            img_size=img_size, patch_size=patch_size, in_chans=in_chans, pos_embed=pos_embed, table_size=table_size,
+            scorer=scorer, pretrained_scorer=pretrained_scorer, frozen_scorer=frozen_scorer, score_input=score_input,
+            scorer_stage=scorer_stage, scorer_norm=scorer_norm, num_rows=num_rows, **regions,
+        )  # fmt: skip
         self._renew_feature_info()
 
     @property
@@ -199,9 +172,7 @@ class RegionVisionTransformer(VisionTransformer):
 
     def set_token_budget(self, token_budget: int, num_rows: int | None = None) -> None:
         """Spend another number of patch tokens per image from now on; no weight changes."""
-        check_budget(token_budget, self.patch_embed.img_size)
-        self.patch_embed.plan(token_budget, num_rows)
-        self.patch_embed.num_patches, self.patch_embed.num_rows = token_budget, num_rows
+        set_token_budget(self.patch_embed, token_budget, num_rows)
         self._renew_feature_info()
 
     def _renew_feature_info(self) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dart.paper.geometry import CELL_PX, carry_grid, cut_image
+from dart.paper.geometry import CELL_PX, carry_grid, cut_image, token_regions
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import first_stages, standardise
 from dart.paper.tokenizer import GRID_SIDE
 from dart.partition import plan_rows
-from dart.tokenizer import check_budget, check_images
+from dart.tokenizer import check_budget, check_images, check_same_patch, to_pair
 
 FRAME_PX = CELL_PX * GRID_SIDE
 NUM_STAGES, NUM_FEATURES = 8, 48  # of MobileNetV3-Small: stride 16, so that a 224 px frame has 14 x 14 cells
@@ -29,6 +29,7 @@ class VideoTokenization(NamedTuple):
     scores: (B, T, 14, 14), in [0, 1].
     row_heights: (B, R) px of the stacked frames, sum 224 T.
     strip_edges: (B, N + 1) px on the strip of all rows, from 0 to 224 R.
+    regions: (B, N, 4) as x0, y0, x1, y1 px of the stacked frames, for figures; see `dart.paper.geometry.token_regions`.
     patches: (B, N, C, P, P).
     tokens: (B, N, D), without position.
     """
@@ -36,6 +37,7 @@ class VideoTokenization(NamedTuple):
     scores: Tensor
     row_heights: Tensor
     strip_edges: Tensor
+    regions: Tensor
     patches: Tensor
     tokens: Tensor
 
@@ -90,10 +92,9 @@ class VideoTokenizer(nn.Module):
         if num_frames < 2:
             raise ValueError(f"num_frames = {num_frames}: must be at least 2, scores compare frames")
         self.num_frames, self.patch_size = num_frames, patch_size
+        self.img_size = (FRAME_PX, FRAME_PX)
         self.num_patches = check_budget(token_budget, (num_frames * FRAME_PX, FRAME_PX))
-        # Not isqrt(N T): sqrt(961 / 9) * 9 is just below 93.
-        rows = num_rows or math.floor(math.sqrt(token_budget / num_frames) * num_frames)
-        self.num_rows = plan_rows(token_budget, rows)
+        self.num_rows = self.plan(token_budget, num_rows)
         self.proj = nn.Conv3d(3, embed_dim, (1, patch_size, patch_size), (1, patch_size, patch_size))
         self.scorer = VideoScorer(pretrained_scorer)
 
@@ -114,22 +115,61 @@ class VideoTokenizer(nn.Module):
         first = (cls_token + pos_embed[:, :1]).expand(clips.shape[0], -1, -1)
         return torch.cat([first, tokenization.tokens + space + time], 1)
 
-    def inspect(self, clips: Tensor) -> VideoTokenization:
-        """Everything that leads to the tokens, and the tokens without position."""
+    def inspect(
+        self, clips: Tensor, num_patches: int | None = None, num_rows: int | None = None, *, with_patches: bool = True
+    ) -> VideoTokenization:
+        """Everything that leads to the tokens, and the tokens without position.
+
+        Patches are made in any case: this mode is for agreement, not for speed.
+        """
         expected = (3, self.num_frames, FRAME_PX, FRAME_PX)
         if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             rule = f"must be (batch, {', '.join(map(str, expected))})"
             raise ValueError(f"clips = {tuple(clips.shape)}: {rule}; resize the clip or choose other frames")
         check_images(clips.flatten(2, 3), 3, self.patch_size)
-        return self.read(clips, self.scorer(clips))
+        budget = self.num_patches if num_patches is None else num_patches
+        check_budget(budget, (self.num_frames * FRAME_PX, FRAME_PX))
+        return self.read(clips, self.scorer(clips), budget, num_rows)
 
-    def read(self, clips: Tensor, scores: Tensor) -> VideoTokenization:
+    def read(
+        self, clips: Tensor, scores: Tensor, num_patches: int | None = None, num_rows: int | None = None
+    ) -> VideoTokenization:
         """What the scores (B, T, 14, 14) make of the clips: as `inspect`, without the score network."""
-        _, heights, edges = cut_image(scores.flatten(1, 2), self.num_rows, self.num_patches)  # of (B, 14 T, 14) scores
+        if num_patches is None or num_patches == self.num_patches:
+            num_patches, num_rows = self.num_patches, num_rows or self.num_rows
+        rows = self.plan(num_patches, num_rows)
+        _, heights, edges = cut_image(scores.flatten(1, 2), rows, num_patches)  # of (B, 14 T, 14) scores
         edges = edges * CELL_PX
         patches = sample_tokens(clips.flatten(2, 3), heights, edges, self.patch_size).to(clips.dtype)
         tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
-        return VideoTokenization(scores, heights, edges, patches, tokens)
+        regions = token_regions(heights.detach(), edges.detach(), FRAME_PX)
+        return VideoTokenization(scores, heights, edges, regions, patches, tokens)
+
+    def plan(self, token_budget: int, num_rows: int | None) -> int:
+        """The number of rows of the whole clip.
+
+        Raises:
+            ValueError: a number that the budget does not allow.
+        """
+        # Not isqrt(N T): sqrt(961 / 9) * 9 is just below 93.
+        rows = math.floor(math.sqrt(token_budget / self.num_frames) * self.num_frames)
+        return plan_rows(token_budget, num_rows or rows)
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Refuse another size (timm's contract)."""
+        check_same_patch(patch_size, (self.patch_size, self.patch_size))
+        if img_size is not None and to_pair(img_size) != self.img_size:
+            raise ValueError(f"img_size = {img_size}: clips of paper mode are {FRAME_PX} px; use mode='invariant'")
+
+    def dynamic_feat_size(self, img_size: tuple[int, int], num_frames: int) -> tuple[int, int]:
+        """Rows and columns of the feature map of the stacked frames (timm's contract): those of the score grid."""
+        return GRID_SIDE * num_frames, GRID_SIDE
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels per cell of the score grid (timm's contract)."""
+        return CELL_PX if as_scalar else (CELL_PX, CELL_PX)
 
     def carry(self, table: Tensor, time_table: Tensor, tokenization: VideoTokenization) -> tuple[Tensor, Tensor]:
         """Where and when every token is: tables (1, 196, D) and (1, T, D) -> (B, N, D) each."""

@@ -1,0 +1,122 @@
+"""A model's keyword arguments -> its tokenizer: learned or uniform regions, or the paper's, of images or clips.
+
+# B batch, C channels, T frames, H W image or frame pixels, N tokens, P patch side, D embedding
+"""
+
+from typing import Any
+
+from torch import nn
+
+from dart.registry import MODES, POS_EMBEDS, TOKENIZERS
+from dart.scorer import build_scorer
+from dart.tokenizer import DartTokenizer, check_budget, one_of, to_pair
+
+REGION_OPTIONS = ("partition", "row_weight", "score_floor", "score_blur", "sampling")
+
+
+def build_tokenizer(
+    embed_dim: int,
+    *,
+    tokenizer: str,
+    token_budget: int,
+    mode: str = "invariant",
+    img_size: int | tuple[int, int] = 448,
+    patch_size: int = 16,
+    in_chans: int = 3,
+    num_frames: int | None = None,
+    pos_embed: str = "table",
+    table_size: int = 14,
+    scorer: str | None = None,
+    pretrained_scorer: bool = False,
+    frozen_scorer: bool | None = None,
+    score_input: int | str | None = 224,
+    scorer_stage: int | None = None,
+    scorer_norm: str | None = None,
+    num_rows: int | None = None,
+    **regions: Any,
+) -> Any:
+    """A `DartTokenizer`, a `dart.video.VideoTokenizer`, or one of `dart.paper`, which need torchvision's networks.
+
+    Args:
+        embed_dim: D.
+        tokenizer: "dart" or "uniform".
+        token_budget: N, per image or clip.
+        mode: "invariant", or "paper" for the authors' to the letter, whose checkpoints load.
+        img_size: H, W that the model is made for, or one number; invariant models take any other size too.
+        patch_size: P.
+        in_chans: C.
+        num_frames: T that the model is made for, of clips (B, C, T, H, W); None for images.
+        pos_embed, table_size: How the model tells where tokens are; paper mode knows a table of 14 x 14 alone.
+        scorer: A name of `dart.scorer.build_scorer`, or of `dart.paper.scorer.SCORERS`; None for "conv".
+        pretrained_scorer, frozen_scorer, score_input, scorer_stage, scorer_norm: See `dart.scorer.build_scorer`.
+        num_rows: See `dart.tokenizer.DartTokenizer`.
+        regions: `REGION_OPTIONS`, see there too.
+
+    Raises:
+        ValueError: an unknown name, or a choice that the mode does not have.
+    """
+    one_of("mode", mode, MODES)
+    one_of("tokenizer", tokenizer, TOKENIZERS)
+    one_of("pos_embed", pos_embed, POS_EMBEDS)
+    if odd := [key for key in regions if key not in REGION_OPTIONS]:
+        raise TypeError(f"unknown keyword argument {odd[0]}")
+    if mode == "paper":
+        unread = {
+            **regions,
+            "frozen_scorer": frozen_scorer,
+            "scorer_stage": scorer_stage,
+            "scorer_norm": scorer_norm,
+            "tokenizer": None if tokenizer == "dart" else tokenizer,
+            "pos_embed": None if pos_embed == "table" else pos_embed,
+            "table_size": None if table_size == 14 else table_size,
+        }
+        _refuse({key: value for key, value in unread.items() if key in regions or value is not None})
+        budget = {"token_budget": token_budget, "num_rows": num_rows, "pretrained_scorer": pretrained_scorer}
+        shape = (img_size, patch_size, in_chans, embed_dim)
+        return _build_paper(shape, num_frames, scorer, str(score_input), budget)
+    make_scorer: Any = build_scorer
+    make_tokenizer: Any = DartTokenizer
+    if num_frames is not None:
+        from dart.video import VideoTokenizer, build_video_scorer
+
+        make_scorer, make_tokenizer, regions = build_video_scorer, VideoTokenizer, {**regions, "num_frames": num_frames}
+    options = {"pretrained": pretrained_scorer, "frozen": frozen_scorer, "score_input": score_input}
+    options |= {"stage": scorer_stage, "norm": scorer_norm}
+    return make_tokenizer(
+        img_size, patch_size, in_chans, embed_dim,
+        make_scorer(scorer or "conv", in_chans, **options) if tokenizer == "dart" else None,
+        token_budget=token_budget, num_rows=num_rows, pos_embed=pos_embed,
+        norm_layer=nn.LayerNorm if pos_embed == "geometry" else None, **regions,
+    )  # fmt: skip
+
+
+def set_token_budget(patch_embed: Any, token_budget: int, num_rows: int | None) -> None:
+    """Make another number of patch tokens per image or clip the usual one; no weight changes."""
+    height, width = patch_embed.img_size
+    check_budget(token_budget, (height * getattr(patch_embed, "num_frames", 1), width))
+    patch_embed.plan(token_budget, num_rows)
+    patch_embed.num_patches, patch_embed.num_rows = token_budget, num_rows
+
+
+def _build_paper(
+    shape: tuple[Any, int, int, int], num_frames: int | None, scorer: str | None, score_input: str, budget: Any
+) -> nn.Module:
+    if num_frames is None:
+        from dart.paper import PaperTokenizer
+
+        return PaperTokenizer(*shape, scorer=scorer or "mobilenetv3_small_v1", score_input=score_input, **budget)
+    from dart.paper.video import FRAME_PX, VideoTokenizer
+
+    if scorer is not None:  # there is one of clips
+        _refuse({"scorer": scorer})
+    img_size, patch_size, in_chans, embed_dim = shape
+    if to_pair(img_size) != (FRAME_PX, FRAME_PX) or in_chans != 3:
+        said = f"img_size = {img_size}, in_chans = {in_chans}"
+        raise ValueError(f"{said}: clips of paper mode are {FRAME_PX} px and RGB; use mode='invariant'")
+    return VideoTokenizer(num_frames, embed_dim=embed_dim, patch_size=patch_size, **budget)
+
+
+def _refuse(unread: dict[str, Any]) -> None:
+    if unread:
+        said = ", ".join(f"{key} = {value!r}" for key, value in unread.items())
+        raise ValueError(f"{said}: paper mode has no such choice; leave it out, or use mode='invariant'")
