@@ -39,4 +39,4 @@ def inconsistent(key: str, value: Any, rule: str, remedy: str = "") -> PydanticC
 
 def several(lines: list[str]) -> PydanticCustomError:
     """To raise in a validator: one or more problems, each beginning with its key."""
-    return PydanticCustomError("several_keys", "inconsistent", {"said": lines})
+    return PydanticCustomError("several_keys", "{text}", {"said": lines, "text": "; ".join(lines)})

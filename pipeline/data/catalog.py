@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.schema import inconsistent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,22 +61,50 @@ class MovingDigitsOptions(DatasetOptions):
     seed: Seed
 
 
+class StoreOptions(BaseModel):
+    """Pictures kept whole, as JPEG: for sets that are too large, and crops too random, for squares as PNG."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    shorter_side: int = Field(ge=8)  # pixels: what is larger is resized to it; nothing is made larger
+    format: Literal["jpg"]
+    quality: int = Field(ge=1, le=100)  # of what is resized, or was no JPEG; other pictures keep their bytes
+
+
+class ExpectOptions(BaseModel):
+    """What a complete copy of a published set has: an incomplete one is refused, and plans need no data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    num_classes: Count
+    num_train: Count  # pictures that are not the test split's
+    num_test: Count
+
+
 class ImageFolderOptions(DatasetOptions):
-    """The user's own pictures: PATH/CLASS/*.jpg, or PATH/{train,val,test}/CLASS/*.jpg, which is then kept."""
+    """The user's own pictures: PATH/CLASS/*.jpg, or PATH/{train,val,test}/CLASS/*.jpg, which is then kept.
+
+    With test_frac null, PATH/{train,val}/CLASS/*.jpg as ImageNet is published: its val is the test split, and val is
+    taken from its train.
+    """
 
     name: Literal["image-folder"]
     path: str
-    img_size: int = Field(ge=8)  # pixels: the shorter side is resized to it and the centre square kept
+    img_size: Annotated[int, Field(ge=8)] | None = None  # pixels: squares; the shorter side is resized to it
+    store: StoreOptions | None = None  # or whole pictures
     val_frac: Fraction  # of every class, where the folder is not split already
-    test_frac: Fraction
+    test_frac: Fraction | None
     seed: Seed
+    expect: ExpectOptions | None = None
 
-    @field_validator("test_frac")
-    @classmethod
-    def _leave_some_for_training(cls, value: float, info: Any) -> float:
-        if value + info.data.get("val_frac", 0) >= 1:
-            raise PydanticCustomError("fractions", "with val_frac leaves nothing to train on")
-        return value
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "ImageFolderOptions":
+        if (self.img_size is None) == (self.store is None):
+            rule = "write one of img_size (squares) and store (whole pictures)"
+            raise inconsistent("img_size", self.img_size, rule)
+        if self.val_frac + (self.test_frac or 0) >= 1:
+            raise inconsistent("test_frac", self.test_frac, "with val_frac leaves nothing to train on")
+        return self
 
 
 class DownloadOptions(DatasetOptions):

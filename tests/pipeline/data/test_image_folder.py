@@ -1,5 +1,6 @@
 """The user's own pictures: no picture in two splits, every unusable folder one sentence, nothing written."""
 
+import io
 import itertools
 import json
 import shutil
@@ -8,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from pipeline.data.catalog import DATASETS, SPLITS, ImageFolderOptions
+from pipeline.data.catalog import DATASETS, SPLITS, ExpectOptions, ImageFolderOptions, StoreOptions
 from pipeline.data.fetch import fetch_dataset
-from pipeline.data.image_folder import to_square
+from pipeline.data.image_folder import to_jpeg, to_square
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import ShardDataset
 from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError
+from pipeline.recipe import AugmentConfig
 
 
 def options(folder: Path, **changes) -> ImageFolderOptions:
@@ -163,3 +166,92 @@ def test_shards_of_a_folder_are_the_same_bytes_twice(folder, tmp_path):
     first = shard(folder, tmp_path)
     assert shard(folder, tmp_path) == first == load_manifest(tmp_path / "shards")
     assert json.loads((tmp_path / "raw/listing.json").read_text())["class_names"] == ["cat", "dog"]
+
+
+STORE = {"shorter_side": 24, "format": "jpg", "quality": 95}
+
+
+def whole(folder: Path, **changes) -> ImageFolderOptions:
+    return options(folder, img_size=None, store=StoreOptions(**STORE), **changes)
+
+
+def test_whole_pictures_are_stored_as_jpeg_no_larger_than_asked(folder, tmp_path):
+    """30 x 20 px JPEGs are small enough and keep their bytes; 20 x 40 px PNGs become JPEGs; 90 x 60 are resized."""
+    save(folder / "dog" / "large.png", 7, size=(90, 60))
+    fetch_dataset(whole(folder), tmp_path / "raw")
+    entry = DATASETS["image-folder"]
+    samples = [s for split in SPLITS for s in entry.samples(whole(folder), tmp_path / "raw", split)]
+    originals = {p.read_bytes() for p in folder.rglob("*.jpg")}
+    assert {s.image.data for s in samples if s.label == 0} == originals
+    assert {s.image.size for s in samples if s.label == 0} == {(20, 30)}
+    assert sorted({s.image.size for s in samples if s.label == 1}) == [(24, 36), (40, 20)]
+    for sample in samples:
+        with Image.open(io.BytesIO(sample.image.data)) as image:
+            assert (image.format, image.mode, image.size[::-1]) == ("JPEG", "RGB", sample.image.size)
+
+
+def test_a_turned_picture_is_stored_upright(tmp_path):
+    image, buffer = Image.new("RGB", (20, 10)), io.BytesIO()
+    exif = image.getexif()
+    exif[274] = 6  # to be turned by 90 degrees
+    image.save(buffer, "jpeg", exif=exif)
+    stored = to_jpeg(buffer.getvalue(), tmp_path, StoreOptions(**STORE))
+    assert stored.size == (20, 10)
+    with Image.open(io.BytesIO(stored.data)) as image:
+        assert image.size == (10, 20)
+
+
+def test_shards_of_whole_pictures_are_read_and_cropped(folder, tmp_path):
+    fetch_dataset(whole(folder), tmp_path / "raw")
+    manifest = write_shards(whole(folder), tmp_path / "raw", tmp_path / "shards", 4)
+    assert manifest.image_size is None
+    augment = AugmentConfig(
+        scale=[0.3, 1.0], hflip=0.5, interpolation="bicubic", auto_augment=None, color_jitter=0.0, reprob=0.0,
+        aug_repeats=1, mixup=0.0, cutmix=0.0, crop_pct=0.875,
+    )  # fmt: skip
+    for training in (True, False):
+        dataset = ShardDataset(tmp_path / "shards", "train", Transform(augment, img_size=16, training=training))
+        assert {dataset[i][0].shape for i in range(len(dataset))} == {(3, 16, 16)}
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """train/ and val/ as ImageNet has them: 10 and 2 pictures per class, one of val's in train too."""
+    root = tmp_path / "published"
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(10):
+            save(root / "train" / name / f"{i}.jpg", 100 * c + i)
+        for i in range(2):
+            save(root / "val" / name / f"{i}.jpg", 1000 + 100 * c + i)
+    shutil.copy(root / "val/cat/0.jpg", root / "train/cat/double.jpg")
+    return root
+
+
+def test_a_published_val_is_the_test_split_and_val_comes_out_of_train(published, tmp_path):
+    manifest = shard(published, tmp_path, test_frac=None)
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    assert counts == {"train": (8, 8), "val": (2, 2), "test": (2, 2)}
+    assert [tuple(dropped) for dropped in manifest.dropped] == [("train/cat/double.jpg", "also in the test split")]
+
+
+def test_an_incomplete_copy_is_refused(published, tmp_path):
+    expect = ExpectOptions(num_classes=3, num_train=21, num_test=5)
+    with pytest.raises(UserError) as error:
+        fetch_dataset(options(published, test_frac=None, expect=expect), tmp_path / "raw")
+    assert "dataset.expect.num_classes = 3: the folder has 2" in str(error.value)
+    assert "dataset.expect.num_test = 5: the folder has 4; complete it" in str(error.value)
+    assert "num_train" not in str(error.value)
+
+
+def test_a_folder_without_splits_needs_a_fraction_for_tests(folder, tmp_path):
+    with pytest.raises(UserError, match=r"dataset\.test_frac = None: the folder has no split of its own"):
+        fetch_dataset(options(folder, test_frac=None), tmp_path / "raw")
+
+
+def test_squares_or_whole_pictures_and_something_to_train_on(folder):
+    with pytest.raises(ValidationError, match="write one of img_size"):
+        options(folder, store=StoreOptions(**STORE))
+    with pytest.raises(ValidationError, match="write one of img_size"):
+        options(folder, img_size=None)
+    with pytest.raises(ValidationError, match="leaves nothing to train on"):
+        options(folder, val_frac=0.6, test_frac=0.4)
