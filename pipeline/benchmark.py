@@ -66,7 +66,7 @@ def measure_speeds(
 
     Args:
         models: On one device, in evaluation mode.
-        batches: One (B, C, H, W) per model, on the same device.
+        batches: One (B, C, H, W), or (B, C, T, H, W) of clips, per model, on the same device.
         rounds: Timed ones; a warm-up comes first.
     """
     rates = np.zeros((rounds, len(models)))
@@ -117,8 +117,11 @@ def benchmark(
     }
 
 
-def _image_shape(trial: Trial) -> tuple[int, int, int]:
-    return trial.model.in_chans, trial.model.img_size, trial.model.img_size
+def _image_shape(trial: Trial) -> tuple[int, ...]:
+    """(C, H, W) of an image, (C, T, H, W) of a clip."""
+    model = trial.model
+    frames = () if model.num_frames is None else (model.num_frames,)
+    return model.in_chans, *frames, model.img_size, model.img_size
 
 
 def _finish(images: Tensor) -> None:

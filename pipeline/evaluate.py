@@ -18,9 +18,10 @@ from torch import nn
 
 from dart.registry import WEIGHTS_METADATA
 from pipeline.config import Placement
+from pipeline.data.clips import Views, clip_sampling
 from pipeline.data.index import Manifest, load_manifest, load_split_index
-from pipeline.data.loader import ShardDataset, eval_loader
-from pipeline.data.transforms import Transform, recorded_views
+from pipeline.data.loader import eval_dataset, eval_loader
+from pipeline.data.transforms import recorded_views
 from pipeline.data.verify import verify_shards
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.files import write_json_atomic, write_text_atomic
@@ -30,7 +31,7 @@ from pipeline.spread import spread
 
 SPLIT = "test"
 TOP = 5
-FEW_IMAGES = 20_000  # passes of one image that take about as long as Ray needs to start
+FEW_PASSES = 20_000  # of one image, or of one frame of a clip, that take about as long as Ray needs to start
 Entry = Mapping[str, Any]  # one record of runs.json
 Progress = Callable[[int, int], None]  # (parts done, parts in all)
 
@@ -53,6 +54,7 @@ class Part(NamedTuple):
     batch_size: int
     rank: int
     world_size: int
+    views: Views | None = None  # of a clip; None where the samples are images
 
 
 def load_model(entry: Entry, weights: Path, num_classes: int) -> nn.Module:
@@ -95,16 +97,24 @@ def predict(part: Part, device: str = "cpu") -> Predictions:
     model = load_model(part.entry, part.weights, num_classes).to(device)
     found = []
     # The stage has verified the shards once for all parts.
-    views = recorded_views(part.entry["science"])
-    loader = eval_loader(part.shards, SPLIT, part.batch_size, part.rank, part.world_size, verify="size", **views)
+    loader = eval_loader(
+        part.shards, SPLIT, part.batch_size, part.rank, part.world_size, verify="size",
+        views=part.views, **how_to_read(part.entry),
+    )  # fmt: skip
     for images, labels, indices in loader:
-        probabilities = model(images.to(device)).float().softmax(-1).cpu()
+        views = [images] if part.views is None else images.unbind(1)
+        probabilities = torch.stack([model(view.to(device)).float().softmax(-1).cpu() for view in views]).mean(0)
         best = probabilities.topk(min(TOP, num_classes), sorted=True)
         found.append((indices.numpy(), labels.numpy(), best.indices.numpy(), best.values[:, 0].numpy()))
     if not found:  # more ranks than samples
         empty = np.empty(0, np.int64)
         return Predictions(empty, empty, np.empty((0, min(TOP, num_classes)), np.int64), np.empty(0, np.float32))
     return Predictions(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+
+def how_to_read(entry: Entry) -> dict[str, Any]:
+    """How stored samples become what the run's model reads: arguments of `eval_loader`."""
+    return {**recorded_views(entry["science"]), "clips": clip_sampling(entry["science"])}
 
 
 def merge(parts: Iterable[Predictions], num_samples: int) -> Predictions:
@@ -139,11 +149,13 @@ def evaluate_runs(
     batch_size: int,
     placement: Placement,
     progress: Progress = lambda done, total: None,
+    views: Views | None = None,
 ) -> dict[str, Predictions]:
     """{fingerprint: predictions on the whole test split} of runs with different fingerprints.
 
     Args:
         weights: {fingerprint: model.safetensors}.
+        views: Of each clip; the probabilities of all are averaged. None where the samples are images.
 
     Raises:
         ShardError: the test shards are not what the manifest says.
@@ -156,13 +168,15 @@ def evaluate_runs(
         # One part per run keeps the cores busy; where there are more cores than runs, each run is split.
         world_size = max(1, slots // max(1, len(entries)))
         return [
-            Part(entry, weights[entry["fingerprint"]].resolve(), shards.resolve(), batch_size, rank, world_size)
+            Part(entry, weights[entry["fingerprint"]].resolve(), shards.resolve(), batch_size, rank, world_size, views)
             for entry in entries
             for rank in range(world_size)
         ]
 
     num_samples = manifest.split(SPLIT).num_samples
-    few = num_samples * len(entries) < FEW_IMAGES
+    passes = sum((entry["science"]["model"].get("num_frames") or 1) for entry in entries)
+    passes *= num_samples * (views.num_views if views else 1)
+    few = passes < FEW_PASSES
     done = spread(predict, plan, placement, progress, little=few)
     parts: dict[str, list[Predictions]] = {}
     for part, predictions in done:
@@ -220,11 +234,13 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
 def write_gallery(
     path: Path, entry: Entry, weights: Path, shards: Path, predictions: Predictions, num_chosen: int
 ) -> None:
-    """What the run's model sees in a few test samples, as gallery/FINGERPRINT.npz; the samples are always the same."""
+    """What the run's model sees in a few test samples, as gallery/FINGERPRINT.npz; the samples are always the same.
+
+    Of a clip it is the view from the middle, whatever views its prediction is the mean of.
+    """
     manifest: Manifest = load_manifest(shards)
     chosen = choose_samples(predictions.labels, manifest.num_classes, num_chosen)
-    transform = Transform(**recorded_views(entry["science"]), training=False)
-    dataset = ShardDataset(shards, SPLIT, transform, verify="size")
+    dataset = eval_dataset(shards, SPLIT, verify="size", **how_to_read(entry))
     images = torch.stack([dataset[i][0] for i in chosen])
     tokens = load_model(entry, weights, manifest.num_classes).patch_embed.inspect(images)  # type: ignore[operator,union-attr]
     save_gallery(

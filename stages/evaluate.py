@@ -16,6 +16,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from pipeline.config import load_params, load_suite
+    from pipeline.data.clips import Views
     from pipeline.errors import UserError
     from pipeline.evaluate import evaluate_runs, write_evaluation, write_gallery
     from pipeline.files import building_dir
@@ -36,7 +37,11 @@ def main() -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        predictions = evaluate_runs(entries, weights, shards, suite.evaluate.batch_size, params.placement, progress)
+        clips = suite.evaluate.clips
+        views = Views(clips.num_segments, clips.num_crops) if clips else None
+        predictions = evaluate_runs(
+            entries, weights, shards, suite.evaluate.batch_size, params.placement, progress, views
+        )
     with building_dir(results / "evaluate") as folder:
         write_evaluation(folder, name, entries, predictions, shards)
         for entry in {e["name"]: e for _, e in reversed(train)}.values():  # the first seed of each experiment

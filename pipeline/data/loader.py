@@ -289,9 +289,22 @@ def eval_loader(
     Raises:
         ShardError: if a shard is not what the manifest says.
     """
-    transform = _for_clips(Transform(augment, img_size=img_size, training=False), clips, views)
-    dataset = ShardDataset(directory, split, transform, verify)
+    dataset = eval_dataset(directory, split, verify, augment, img_size, clips, views)
     return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, _collate_eval)
+
+
+def eval_dataset(
+    directory: Path,
+    split: str,
+    verify: Verify = "sha256",
+    augment: Augment = "none",
+    img_size: int = 0,
+    clips: ClipSampling | None = None,
+    views: Views | None = None,
+) -> ShardDataset:
+    """What `eval_loader` makes its batches of."""
+    transform = _for_clips(Transform(augment, img_size=img_size, training=False), clips, views)
+    return ShardDataset(directory, split, transform, verify)
 
 
 def _for_clips(

@@ -167,7 +167,8 @@ def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> No
             rule = f"the images have {manifest.in_chans} channels"
             problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
         side = trial.model.img_size
-        if manifest.image_size not in (None, (side, side)):
+        resized = manifest.num_frames is not None  # clips are, while they are read
+        if not resized and manifest.image_size not in (None, (side, side)):
             rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
             problems[problem("model.img_size", side, rule, "make them equal")] = None
     if problems:

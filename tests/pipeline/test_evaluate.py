@@ -38,13 +38,14 @@ def tiny_trial(tokenizer: str = "dart", variant: str = "nano") -> Trial:
         seed=0,
         model=ModelConfig(backbone="vit", variant=variant, img_size=32, patch_size=4, in_chans=1),
         tokenizer=TokenizerConfig(
-            name=tokenizer, token_budget=9, num_rows=None, partition="flow", row_weight="mass",
+            name=tokenizer, mode="invariant", token_budget=9, num_rows=None, partition="flow", row_weight="mass",
             scorer="conv", score_floor=0.3, score_blur=2,
             sampling="area", pos_embed="geometry",
         ),
         train=TrainConfig(
-            epochs=1, global_batch_size=4, lr=1e-3, betas=[0.9, 0.98], weight_decay=0.05, scorer_lr_scale=1.0,
-            warmup_frac=0.1, clip_grad=1.0, label_smoothing=0.0, augment="none", precision="fp32",
+            epochs=1, global_batch_size=4, lr=1e-3, min_lr=0.0, betas=[0.9, 0.98], weight_decay=0.05,
+            scorer_lr_scale=1.0, warmup_frac=0.1, clip_grad=1.0, label_smoothing=0.0, drop_path=0.0,
+            model_ema_decay=None, augment="none", precision="fp32",
         ),
     )  # fmt: skip
 
