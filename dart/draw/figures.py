@@ -121,13 +121,17 @@ def show_image(ax: Axes, image: Array, dim: float = 1.0) -> None:
     ax.set(xlim=(0, width), ylim=(height, 0))
 
 
-def show_density(ax: Axes, image: Array, density: Array) -> None:
-    """The density (G_h, G_w) as colour over the image (C, H, W): dark is nothing, bright is the most."""
+def show_density(ax: Axes, image: Array, density: Array, limits: tuple[float, float] | None = None) -> None:
+    """The density (G_h, G_w) as colour over the image (C, H, W): dark is nothing, bright is the most.
+
+    `limits` are the densities that are darkest and brightest; None: the image's own.
+    """
     show_image(ax, image)
     height, width = image.shape[-2:]
     smooth = _resize(density, height, width)
     # A density that is uniform up to rounding is shown as uniform.
-    heat = (smooth - smooth.min()) / max(float(np.ptp(smooth)), 1e-3 * float(smooth.max()), 1e-12)
+    low, high = limits or (float(smooth.min()), float(smooth.max()))
+    heat = np.clip((smooth - low) / max(high - low, 1e-3 * high, 1e-12), 0, 1)
     # Where the density is low the image stays visible in grey, where it is high the colour covers it more.
     alpha = 0.25 + 0.45 * np.sqrt(heat)
     extent = (0, width, height, 0)
@@ -154,8 +158,13 @@ def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array, color: s
 def write_caption(ax: Axes, caption: Caption | str) -> None:
     """Set the line under a panel: green with a tick when right, red with a cross when wrong."""
     caption = Caption(caption) if isinstance(caption, str) else caption
-    sign, color = {None: ("", "black"), True: ("✓ ", RIGHT_COLOR), False: ("✗ ", WRONG_COLOR)}[caption.right]
+    sign, color = caption_style(caption)
     ax.set_xlabel(sign + caption.text, color=color, fontsize=9, labelpad=3)
+
+
+def caption_style(caption: Caption) -> tuple[str, str]:
+    """The sign before a caption, and its colour."""
+    return {None: ("", "black"), True: ("✓ ", RIGHT_COLOR), False: ("✗ ", WRONG_COLOR)}[caption.right]
 
 
 def mosaic(image: Array, regions: Array, patches: Array, color: str = DART_COLOR, gap_px: int = 1) -> Array:
@@ -184,6 +193,14 @@ def outlines(regions: Array) -> Array:
     return np.stack([np.stack(c, -1) for c in [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]], -2)
 
 
+def unit_range(pixels: Array, image: Array) -> Array:
+    """Values in [0, 1], which those of an image inside [0, 1] are already; else its smallest is 0, its largest 1."""
+    low, high = float(image.min()), float(image.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    return np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
+
+
 def as_array(values: Any) -> Array:
     """A float32 array from an array or from a tensor on any device, with or without a gradient."""
     values = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
@@ -191,14 +208,8 @@ def as_array(values: Any) -> Array:
 
 
 def _displayed(pixels: Array, image: Array) -> Array:
-    """(C, h, w) -> (h, w) or (h, w, 3) in [0, 1], which an image inside [0, 1] is in already.
-
-    Of any other image the smallest value becomes 0 and the largest 1.
-    """
-    low, high = float(image.min()), float(image.max())
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    scaled = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
+    """(C, h, w) -> (h, w) or (h, w, 3), in the `unit_range` of the image."""
+    scaled = unit_range(pixels, image)
     return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled.mean(0)
 
 
