@@ -120,11 +120,14 @@ def carry_clip_tables(
     parts = frame_parts(regions, img_size, num_frames)
     rows = overlap(parts * side, side)[..., 0, :].sum(-2)[..., None]  # of all frames (B, N, G, 1)
     cols = overlap(_fractions(regions, img_size)[0] * side, side)  # (B, N, 1, G)
-    if time_table.shape[1] != num_frames:
-        time_table = F.interpolate(time_table.mT, num_frames, mode="linear").mT
     shares = (rows * cols).flatten(-2), parts.diff(dim=-1)[..., 0]
     space, time = (s / s.sum(-1, keepdim=True).clamp(min=1e-12) for s in shares)
-    return space.to(table.dtype) @ table + time.to(time_table.dtype) @ time_table
+    return space.to(table.dtype) @ table + time.to(time_table.dtype) @ resample_times(time_table, num_frames)
+
+
+def resample_times(table: Tensor, num_frames: int) -> Tensor:
+    """A table over time (1, T, D) for another number of frames, linear between its entries."""
+    return table if table.shape[1] == num_frames else F.interpolate(table.mT, num_frames, mode="linear").mT
 
 
 def map_features(tokens: Tensor, regions: Tensor, img_size: tuple[int, int], grid_size: tuple[int, int]) -> Tensor:

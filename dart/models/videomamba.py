@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dart.models.state_space import StateSpaceModel
-from dart.pos_embed import map_features
+from dart.pos_embed import map_features, resample_times
 from dart.tokenizer import check_size
 
 
@@ -145,10 +144,3 @@ class ClipPatchEmbed(nn.Module):
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
         """Pixels per patch (timm's contract)."""
         return self.patch_size[0] if as_scalar else self.patch_size
-
-
-def resample_times(table: Tensor, num_frames: int) -> Tensor:
-    """A table over time (1, T, D) for another number of frames, linear between its entries."""
-    if table.shape[1] == num_frames:
-        return table
-    return F.interpolate(table.mT, size=num_frames, mode="linear").mT
