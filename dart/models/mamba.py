@@ -14,6 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dart.kernels.causal_conv1d import causal_conv1d
 from dart.kernels.selective_scan import selective_scan
 
 # Weight decay would pull all rates of forgetting to one, and all step sizes to softplus(0).
@@ -86,8 +87,8 @@ class BidirectionalMixer(nn.Module):
 
     def _scan(self, x: Tensor, name: str) -> Tensor:
         """One direction, in the order given: convolution, input-dependent step sizes and matrices, scan."""
-        conv = self.get_submodule(f"conv1d{name}")
-        x = F.silu(conv(x.mT)[..., : x.shape[1]].mT)
+        weight, bias = self.get_parameter(f"conv1d{name}.weight"), self.get_parameter(f"conv1d{name}.bias")
+        x = F.silu(causal_conv1d(x, weight[:, 0], bias))
         dt, b, c = self.get_submodule(f"x_proj{name}")(x).split(self.sizes, -1)
         dt = self.get_submodule(f"dt_proj{name}")(dt)
         # A step size near zero is a difference of large numbers in half precision, and the state forgets by its power.

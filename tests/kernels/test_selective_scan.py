@@ -36,16 +36,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(selective_scan, args)
 
 
-def test_stacked_scans_are_the_scans():
-    stacked = [torch.stack([v, v.flip(0) * 1.5]).requires_grad_() for v in inputs(40)]
-    out = selective_scan(*stacked)
-    assert torch.equal(out, torch.stack([selective_scan(*(v[i] for v in stacked)) for i in (0, 1)]))
-    expected = selective_scan_reference(*stacked)
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), stacked) for y in (expected, out)), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
-
-
 def test_the_images_are_taken_in_parts(monkeypatch):
     """However many images the cache has room for, the numbers are the same."""
     args = inputs(21, batch=5, requires_grad=True)
@@ -65,10 +55,9 @@ def test_no_images():
 
 def test_the_operator_keeps_torchs_rules():
     """Schema, tensors without data, autograd and compiled graphs with dynamic shapes agree with what runs."""
-    x, dt, A, B, C, _ = inputs(20, torch.float32, requires_grad=True)
-    args = (x[None], dt[None], A.mT.contiguous()[None], B[None], C[None])
-    args = tuple(v.detach().requires_grad_() for v in args)
+    args = inputs(20, torch.float32, requires_grad=True)
     torch.library.opcheck(torch.ops.dart.selective_scan_blocks.default, args)
+    torch.library.opcheck(torch.ops.dart.selective_scan_blocks.default, (*args[:5], None))
 
 
 def test_one_graph_for_every_batch_size():
