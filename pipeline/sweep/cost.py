@@ -10,6 +10,7 @@ from dart.registry import VARIANTS
 from pipeline.config import Trial
 from pipeline.provenance import hash_json
 
+STATE_SIZE = 16  # of Mamba, where a variant does not say
 ASSUMED_MACS_PER_S = 2e9  # forward multiply-accumulates per second while one core trains
 
 
@@ -31,10 +32,13 @@ def relative_cost(trial: Trial, num_samples: int) -> float:
 
 
 def macs_of_tokens(backbone: str, variant: str, tokens: int) -> float:
-    """Multiply-accumulates of a transformer's blocks for one image of this budget."""
+    """Multiply-accumulates of the blocks, a transformer's or a state-space model's, for one sample of this budget."""
     size = VARIANTS[backbone][variant]
     width = size["embed_dim"]
-    per_token = (4 + 2 * size["mlp_ratio"]) * width**2 + 2 * tokens * width
+    if "mlp_ratio" in size:
+        per_token = (4 + 2 * size["mlp_ratio"]) * width**2 + 2 * tokens * width
+    else:  # projections, and in both directions the states of twice the width, each some ten operations
+        per_token = 6.5 * width**2 + 4 * width * (11 * size.get("state_size", STATE_SIZE) + 4)
     return size["depth"] * tokens * per_token
 
 
