@@ -35,7 +35,11 @@ def save_gallery(path: Path, class_names: tuple[str, ...], **arrays: np.ndarray)
 
 
 def draw_gallery(gallery: Path, picture: Path) -> None:
-    """A gallery file -> a PNG: each image, the density, the regions, and what the model sees."""
+    """A gallery file -> a PNG: each image or clip (B, C, T, H, W), the density, the regions, and what the model sees.
+
+    Of clips, density and regions are those of the tall image, as in `dart.video`.
+    """
+    from dart.draw.clips import draw_clips
     from dart.draw.figures import Caption, draw_tokens
 
     with np.load(gallery, allow_pickle=False) as file:
@@ -45,5 +49,6 @@ def draw_gallery(gallery: Path, picture: Path) -> None:
         Caption(f"{names[said]} ({100 * sure:.0f} %), true: {names[label]}", bool(said == label))
         for said, sure, label in zip(arrays["predictions"], arrays["confidences"], arrays["labels"], strict=True)
     ]
-    figure = draw_tokens(arrays["images"], SimpleNamespace(**arrays), captions)
+    draw = draw_clips if arrays["images"].ndim == 5 else draw_tokens
+    figure = draw(arrays["images"], SimpleNamespace(**arrays), captions)
     figure.savefig(picture, dpi=110, metadata={"Software": None})

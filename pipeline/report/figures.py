@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from dart.draw import clips as draw_clips
 from dart.draw import figures as draw
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep
@@ -22,17 +23,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
 FONT_SIZE = 10
+MAX_CLIPS = 2  # in a figure: one takes as much room as three images
 
 
 class Pictures(NamedTuple):
     """A run's gallery: B test samples and what its model did with them."""
 
-    images: Any  # (B, C, H, W)
+    images: Any  # (B, C, H, W), or clips (B, C, T, H, W)
     labels: Any  # (B,)
     predictions: Any  # (B,)
     confidences: Any  # (B,) fractions
-    density: Any  # (B, G_h, G_w)
-    regions: Any  # (B, N, 4) pixels
+    density: Any  # (B, G_h, G_w); of clips (B, T * G_h, G_w)
+    regions: Any  # (B, N, 4) pixels; of clips, of the tall image
     patches: Any  # (B, N, C, P, P)
 
 
@@ -106,6 +108,8 @@ def gallery(records: Records) -> Figure | None:
         return None
     uniform, dart = (load_pictures(records.gallery_path(run)) for run in pair)
     names = records.manifest["class_names"]
+    if dart.images.ndim == 5:
+        return clip_gallery(uniform, dart, names)
     titles = ["uniform grid", "what uniform sees", "learned importance", "DART's regions", "what DART sees"]
     figure, axes = draw.panel_grid(titles, len(dart.images))
     for i, row in enumerate(axes):
@@ -119,6 +123,19 @@ def gallery(records: Records) -> Figure | None:
         draw.write_caption(row[1], _verdict("uniform", uniform, i, names))
         draw.write_caption(row[4], _verdict("DART", dart, i, names))
     return figure
+
+
+def clip_gallery(uniform: Pictures, dart: Pictures, names: Sequence[str]) -> Figure:
+    """As `gallery`, of a few clips: strips of their frames."""
+    blocks = []
+    for i, clip in enumerate(dart.images[:MAX_CLIPS]):
+        for who, found, color in (("uniform", uniform, draw.UNIFORM_COLOR), ("DART", dart, draw.DART_COLOR)):
+            text, right = _verdict(who, found, i, names)
+            said = draw.Caption(f"{text}, true: {names[dart.labels[i]]}", right)
+            strips = draw_clips.DART_STRIPS if who == "DART" else draw_clips.UNIFORM_STRIPS
+            parts = (found.density[i], found.regions[i], found.patches[i])
+            blocks.append(draw_clips.Block(clip, *parts, said, strips, color))
+    return draw_clips.draw_blocks(blocks)
 
 
 def gallery_pair(records: Records) -> tuple[Run, Run] | None:
