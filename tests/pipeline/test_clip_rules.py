@@ -104,7 +104,7 @@ def test_an_image_backbone_takes_no_frames_and_a_video_backbone_takes_images(tmp
 
 
 def test_more_tokens_than_the_pixels_of_the_clip_are_refused(tmp_path):
-    found = problems(tmp_path, "digits-video", {"tokenizer/token_budget": 18433})
+    found = problems(tmp_path, "digits-video", {"experiments/odd": {"tokenizer": {"token_budget": 18433}}})
     expected = (
         "tokenizer.token_budget = 18433: more tokens than the 8 x 48 x 48 = 18432 pixels of a clip; at most 18432"
     )
