@@ -1,8 +1,9 @@
-"""The authors' published checkpoints, and those of plain DeiT and Vim, as weights of our models: name by name, strict.
+"""Published checkpoints as weights of our models, name by name, strict: the authors', and plain DeiT, Vim, VideoMamba.
 
     python -m dart.official CHECKPOINT.pth OUT.safetensors [--model dart_deit_small_392]
 
-Names differ in one prefix alone; the work is to find out which model a checkpoint is of, and to refuse what it is not.
+Names differ in the scorer's prefix alone; the work is to find out which model a checkpoint is of, and to refuse what it
+is not. Of images, VideoMamba has the names and shapes of Vim: say --model videomamba_tiny.
 """
 
 import argparse
@@ -19,13 +20,26 @@ from dart.registry import WEIGHTS_METADATA
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-OFFICIAL_SCORER, OUR_SCORER = "patch_embed.spn.spn.spn.", "patch_embed.scorer."
-VARIANTS = {192: "tiny", 384: "small", 768: "base"}
+OFFICIAL_SCORER = "patch_embed.spn.spn.spn."
+OFFICIAL_VIDEO_SCORER = "patch_embed.score_backbone."
+NUM_VIDEO_STAGES = 8  # of the features that `dart.paper.video` reads
+# Prefixes of our names and of the authors', the longest first; models of clips have a scorer of their own.
+IMAGE_NAMES = {"patch_embed.scorer.": OFFICIAL_SCORER}
+VIDEO_NAMES = {
+    "patch_embed.scorer.change.": "patch_embed.score_head1.",
+    "patch_embed.scorer.topic.": "patch_embed.score_head2.",
+    "patch_embed.scorer.": OFFICIAL_VIDEO_SCORER,
+}
+VARIANTS = {
+    "deit": {192: "tiny", 384: "small", 768: "base"},
+    "vim": {192: "tiny", 384: "small"},
+    "videomamba": {192: "tiny"},
+}
 # Entries that show a model's width, and the axis that does.
 WIDTHS = {"cls_token": 2, "pos_embed": 2, "patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "head.weight": 1}
 UNSUPPORTED = {
     r"pre_image\.": "an RMT checkpoint: it has no tokens to adapt; there is no such model here",
-    r"(patch_embed\.)?score_backbone\.|temporal_pos_embedding$": "a video checkpoint; its embedder is in dart.paper",
+    r"score_backbone\.": "a video embedder without its model; see dart.paper.video.from_official",
     r"dist_token$|head_dist\.": "a distilled DeiT: its second class token does not work with DART",
 }
 
@@ -49,6 +63,7 @@ def convert(
     """
     import torch
 
+    state = {key: value for key, value in state.items() if not _is_unread(key)}
     guess, kwargs = recognise(state)
     name, kwargs = model_name or guess, {**kwargs, **options}
     try:
@@ -56,11 +71,12 @@ def convert(
             expected = build(name, kwargs).state_dict()
     except TypeError as error:
         raise ValueError(f"{name}: cannot be built with {kwargs} ({error}); check the model's name") from error
-    if problems := compare(state, {official_name(key): value for key, value in expected.items()}):
+    video = "num_frames" in kwargs
+    if problems := compare(state, {official_name(key, video): value for key, value in expected.items()}):
         lines = "\n".join(f"  {line}" for line in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError(f"checkpoint: not of {name}, {count}\n{lines}")
-    return name, kwargs, {key: state[official_name(key)] for key in expected}
+    return name, kwargs, {key: state[official_name(key, video)] for key in expected}
 
 
 def recognise(state: "dict[str, Tensor]") -> tuple[str, dict[str, Any]]:
@@ -70,23 +86,26 @@ def recognise(state: "dict[str, Tensor]") -> tuple[str, dict[str, Any]]:
             raise ValueError(f"checkpoint has {found}: {what}")
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     kind = _kind(shapes)
+    variants = VARIANTS[kind]
     widths = [shapes[key][axis] for key, axis in WIDTHS.items() if len(shapes.get(key, ())) > axis]
     width = Counter(widths).most_common(1)[0][0] if widths else 0
-    dart = any(key.startswith(OFFICIAL_SCORER) for key in state)
+    dart = any(key.startswith((OFFICIAL_SCORER, OFFICIAL_VIDEO_SCORER)) for key in state)
     kwargs: dict[str, Any] = {}
-    if kind == "vim" and width not in VARIANTS:
+    if kind != "deit" and width not in variants:
         # A width of its own, as in a test: then the depth is its own too. No entry of a usual model may go unmissed.
         kwargs |= {"embed_dim": width, "depth": len({key.split(".")[1] for key in state if key.startswith("layers.")})}
-    elif width not in VARIANTS:
-        raise ValueError(f"checkpoint: width {width} is none of DeiT's ({', '.join(map(str, VARIANTS))})")
+    elif width not in variants:
+        raise ValueError(f"checkpoint: width {width} is none of DeiT's ({', '.join(map(str, variants))})")
     if (head := shapes.get("head.weight", (1000,))) and head[0] != 1000:
         kwargs["num_classes"] = head[0]
+    if len(times := shapes.get("temporal_pos_embedding", ())) == 3:
+        kwargs["num_frames"] = times[1]
     if dart:
-        kwargs |= {"mode": "paper"} | _recognise_scorer(shapes)
+        kwargs |= {"mode": "paper"} | ({} if "num_frames" in kwargs else _recognise_scorer(shapes))
     elif len(table := shapes.get("pos_embed", ())) == 3:
         kwargs |= _plain_size(kind, round((table[1] - 1) ** 0.5))
-    prefix = "dart_" if dart else {"vim": "", "deit": "uniform_"}[kind]
-    return f"{prefix}{kind}_{VARIANTS.get(width, 'tiny')}", kwargs
+    prefix = "dart_" if dart else "uniform_" if kind == "deit" else ""
+    return f"{prefix}{kind}_{variants.get(width, 'tiny')}", kwargs
 
 
 def compare(found: "dict[str, Tensor]", expected: "dict[str, Tensor]") -> list[str]:
@@ -103,19 +122,21 @@ def compare(found: "dict[str, Tensor]", expected: "dict[str, Tensor]") -> list[s
 
 def our_name(name: str) -> str:
     """An official entry name as we say it."""
-    return OUR_SCORER + name[len(OFFICIAL_SCORER) :] if name.startswith(OFFICIAL_SCORER) else name
+    return _rename(name, {theirs: ours for names in (IMAGE_NAMES, VIDEO_NAMES) for ours, theirs in names.items()})
 
 
-def official_name(name: str) -> str:
-    """Our entry name as the authors say it."""
-    return OFFICIAL_SCORER + name[len(OUR_SCORER) :] if name.startswith(OUR_SCORER) else name
+def official_name(name: str, video: bool = False) -> str:
+    """Our entry name as the authors say it, in a model of images or of clips."""
+    return _rename(name, VIDEO_NAMES if video else IMAGE_NAMES)
 
 
 def read_checkpoint(path: Path) -> "dict[str, Tensor]":
-    """The entry "model" of a .pth file. Only tensors and plain values are read: a file cannot run code.
+    """The entry "model" of a .pth file, or all of it if that is a state dict, as VideoMamba's files of clips are.
+
+    Only tensors and plain values are read: a file cannot run code.
 
     Raises:
-        ValueError: no such file, a file with anything else in it, or without that entry.
+        ValueError: no such file, a file with anything else in it, or without weights.
     """
     import torch
 
@@ -128,7 +149,8 @@ def read_checkpoint(path: Path) -> "dict[str, Tensor]":
     except Exception as error:  # a damaged file fails in whatever way its pickle or its archive breaks
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"not a checkpoint that can be read safely ({reason})") from error
-    state = loaded.get("model") if isinstance(loaded, dict) else None
+    bare = isinstance(loaded, dict) and loaded and all(isinstance(value, torch.Tensor) for value in loaded.values())
+    state = (loaded if bare else loaded.get("model")) if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         keys = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, dict) else type(loaded).__name__
         raise ValueError(f'has no entry "model" with a state dict; it holds {keys}')
@@ -164,18 +186,29 @@ def build(model_name: str, kwargs: dict[str, Any]) -> "nn.Module":
     import dart.models  # noqa: F401 (registers the models)
 
     if not timm.is_model(model_name):
-        known = ", ".join(timm.list_models(["*dart_*", "uniform_*", "vim_*"]))
+        known = ", ".join(timm.list_models(["*dart_*", "uniform_*", "vim_*", "videomamba_*"]))
         raise ValueError(f"model = {model_name!r}: unknown; known: {known}")
     return timm.create_model(model_name, **kwargs)
 
 
+def _rename(name: str, prefixes: dict[str, str]) -> str:
+    """The name with the first of the prefixes that it has replaced."""
+    found = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return name if found is None else prefixes[found] + name[len(found) :]
+
+
+def _is_unread(name: str) -> bool:
+    """Whether it is of a stage of the video scorer that nobody reads: the authors keep all, we what is used."""
+    stage = re.match(rf"{re.escape(OFFICIAL_VIDEO_SCORER)}features\.(\d+)\.", name)
+    return stage is not None and int(stage[1]) >= NUM_VIDEO_STAGES
+
+
 def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
-    """The backbone: deit or vim."""
-    if len(shapes.get("patch_embed.proj.weight", ())) == 5:
-        raise ValueError("checkpoint has patch_embed.proj.weight with a time axis: a video model; not supported here")
+    """The backbone: deit, vim or videomamba."""
     for kind, pattern in {"deit": r"blocks\.\d+\.attn\.", "vim": r"layers\.\d+\.mixer\."}.items():
         if any(re.match(pattern, key) for key in shapes):
-            return kind
+            clips = len(shapes.get("patch_embed.proj.weight", ())) == 5 or "temporal_pos_embedding" in shapes
+            return "videomamba" if clips and kind == "vim" else kind
     some = ", ".join(list(shapes)[:5]) or "nothing"
     raise ValueError(f"checkpoint: neither of DeiT (blocks.*.attn) nor of Vim (layers.*.mixer); it has {some}")
 
@@ -197,7 +230,7 @@ def _recognise_scorer(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _plain_size(kind: str, side: int) -> dict[str, Any]:
     """What the side of the position table says of a model without DART, whose patches are 16 px."""
-    size: dict[str, Any] = {} if side == 14 and kind == "vim" else {"img_size": 16 * side}
+    size: dict[str, Any] = {} if side == 14 and kind != "deit" else {"img_size": 16 * side}
     if kind == "deit":
         size |= {"token_budget": side**2} | ({} if side == 14 else {"table_size": side})
     return size

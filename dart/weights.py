@@ -5,6 +5,7 @@ What a file does not say of its model is read off its entries and their shapes.
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import dart.models  # noqa: F401 (registers the models with timm)
 from dart.official import compare, convert, read_checkpoint
 from dart.registry import SCORERS, WEIGHTS_METADATA
 from dart.scorer import build_scorer
+from dart.video import build_video_scorer
 
 
 class Weights(NamedTuple):
@@ -63,7 +65,7 @@ def load(path: str | Path) -> nn.Module:
 
 
 def infer_kwargs(state: dict[str, Tensor]) -> dict[str, Any]:
-    """What entries and shapes say of a model of `dart.models.vit`: input channels, patch side, classes, scorer ..."""
+    """What entries and shapes say of a model of `dart.models`: channels, patch side, classes, frames, scorer ..."""
     kwargs: dict[str, Any] = {}
     projection, head, table = (state.get(k) for k in ("patch_embed.proj.weight", "head.weight", "pos_embed"))
     if projection is not None and projection.ndim == 4:
@@ -75,7 +77,10 @@ def infer_kwargs(state: dict[str, Tensor]) -> dict[str, Any]:
     elif table is not None and table.ndim == 3:
         kwargs |= {"pos_embed": "table", "table_size": int((table.shape[1] - ("cls_token" in state)) ** 0.5)}
     own = {k.removeprefix("patch_embed.scorer."): v.shape for k, v in state.items() if ".scorer." in k}
-    return kwargs | _infer_scorer(own, kwargs.get("in_chans", 3))
+    if (times := state.get("temporal_pos_embedding")) is not None and times.ndim == 3:
+        kwargs["num_frames"] = times.shape[1]
+    make = build_video_scorer if "num_frames" in kwargs else build_scorer
+    return kwargs | _infer_scorer(own, kwargs.get("in_chans", 3), make)
 
 
 def build_model(model_name: str | None, weights: Weights | None, options: dict[str, Any]) -> nn.Module:
@@ -116,14 +121,14 @@ def check_name(name: str, family: str) -> None:
     raise ValueError(f"model = {name!r}: {what}; {remedy}")
 
 
-def _infer_scorer(entries: dict[str, torch.Size], in_chans: int) -> dict[str, Any]:
-    """The scorer with exactly these entries, as keyword arguments of a model."""
+def _infer_scorer(entries: dict[str, torch.Size], in_chans: int, make: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The scorer with exactly these entries, of those that `make` builds, as keyword arguments of a model."""
     # Batch norms have running statistics; features that were trained from scratch have group norms.
     frozen = any(name.endswith("running_mean") for name in entries)
     for name in SCORERS if entries else ():
         options: dict[str, Any] = {} if name == "conv" else {"frozen": frozen}
         with torch.device("meta"):  # names and shapes are all that is asked for
-            state = build_scorer(name, in_chans, **options).state_dict()
+            state = make(name, in_chans, **options).state_dict()
         if {key: value.shape for key, value in state.items()} == entries:
             return {"scorer": name} | ({"frozen_scorer": frozen} if frozen else {})
     return {}

@@ -27,6 +27,9 @@ MODELS = {
 }
 
 
+VIDEO_EMBEDDER = "video_patch_embed(T=4,N=784,dim=16)"
+
+
 def checkpoint(entries: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """Every entry filled with values that its name alone decides, so that a swap shows."""
     state = {}
@@ -74,6 +77,45 @@ def test_plain_vim_is_told_from_its_names():
     assert convert(timm.create_model("vim_small").state_dict())[:2] == ("vim_small", {})
 
 
+def test_plain_videomamba_of_clips_is_told_from_its_times(tmp_path):
+    with torch.device("meta"):
+        clips = timm.create_model("videomamba_tiny", num_frames=16, num_classes=400).state_dict()
+        wide = timm.create_model("videomamba_tiny", embed_dim=576, depth=32, num_frames=8).state_dict()
+    kwargs = {"num_frames": 16, "num_classes": 400}
+    assert convert(clips)[:2] == ("videomamba_tiny", kwargs)
+    assert convert(wide)[:2] == ("videomamba_tiny", {"embed_dim": 576, "depth": 32, "num_frames": 8})
+    # Published files of clips hold the weights and nothing else.
+    state = checkpoint({name: list(value.shape) for name, value in clips.items()})
+    torch.save(state, tmp_path / "in.pth")
+    main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")])
+    model = load(tmp_path / "out.safetensors")
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+
+
+def test_plain_videomamba_of_images_is_told_by_name():
+    """Its entries are Vim's, but for the order that nobody sees: which row of the table is the class token's."""
+    with torch.device("meta"):
+        state = timm.create_model("videomamba_tiny").state_dict()
+    assert convert(state)[0] == "vim_tiny"
+    assert convert(state, "videomamba_tiny")[:2] == ("videomamba_tiny", {})
+
+
+def test_a_video_checkpoint_of_the_authors_has_its_embedder_in_a_videomamba():
+    entries = {name: shape for name, shape in ENTRIES["darvim_tiny"].items() if not name.startswith("patch_embed.")}
+    entries |= {"temporal_pos_embedding": [1, 4, 192]}
+    embedder = ENTRIES[VIDEO_EMBEDDER] | {"proj.weight": [192, 3, 1, 16, 16], "proj.bias": [192]}
+    state = checkpoint(entries | {f"patch_embed.{name}": shape for name, shape in embedder.items()})
+    name, kwargs, ours = convert(state, token_budget=784)
+    assert (name, kwargs) == ("dart_videomamba_tiny", {"num_frames": 4, "mode": "paper", "token_budget": 784})
+    model = timm.create_model(name, **kwargs)
+    model.load_state_dict(ours, strict=True)
+    assert torch.equal(model.patch_embed.scorer.change.weight, state["patch_embed.score_head1.weight"])
+    assert {our_name(key) for key in state} >= ours.keys()
+    del state["patch_embed.score_head2.bias"]
+    with pytest.raises(ValueError, match=r"1 problem\n  missing patch_embed\.score_head2\.bias"):
+        convert(state)
+
+
 def test_what_the_weights_do_not_say_can_be_given(tmp_path):
     torch.save({"model": checkpoint(ENTRIES["darvit_sm"])}, tmp_path / "in.pth")
     options = ["--model", "dart_deit_small_392", "--score-input", "224"]
@@ -113,8 +155,8 @@ def test_no_single_entry_can_be_missing_or_misshapen(entries):
     ("entries", "sentence"),
     [
         ({name: [1] for name in ENTRIES["DARMT_L6"]}, "an RMT checkpoint"),
-        ({name: [1] for name in ENTRIES["video_patch_embed(T=4,N=784,dim=16)"]}, "a video checkpoint"),
-        ({"patch_embed.proj.weight": [192, 3, 1, 16, 16]}, "a video model"),
+        ({name: [1] for name in ENTRIES[VIDEO_EMBEDDER]}, "a video embedder without its model"),
+        ({"patch_embed.proj.weight": [192, 3, 1, 16, 16]}, "neither of DeiT .* nor of Vim"),
         ({**ENTRIES["darvit_tiny"], "dist_token": [1, 1, 192]}, "a distilled DeiT"),
         ({"conv1.weight": [64, 3, 7, 7]}, "neither of DeiT .* nor of Vim .*; it has conv1.weight"),
         ({}, "it has nothing"),
