@@ -137,13 +137,15 @@ class Overrides(Strict):
 class ExperimentConfig(Overrides):
     """One row of the table.
 
-    `num_workers` pins the number of Ray Train workers, for an experiment whose subject is that number: it is shown
-    under Agreement instead of in the table. `agrees_with` names the experiment that must give the same result.
+    `init_from` names the experiment whose final weights, of the same seed, it starts from. `num_workers` pins the
+    number of Ray Train workers, for an experiment whose subject is that number: it is shown under Agreement instead of
+    in the table. `agrees_with` names the experiment that must give the same result.
     """
 
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     num_workers: Annotated[int, Field(ge=1)] | None = None
     agrees_with: str | None = None
+    init_from: str | None = None
 
 
 class SweepConfig(Strict):
@@ -187,6 +189,7 @@ class Trial(Strict):
     tokenizer: TokenizerConfig
     train: TrainConfig
     num_workers: int | None = None  # pinned by the experiment, else left to `placement`
+    init_from: "Trial | None" = None  # whose final weights it starts from
 
     @property
     def model_name(self) -> str:
@@ -203,7 +206,9 @@ class Trial(Strict):
 
     def science(self) -> dict[str, Any]:
         """What the weights depend on; its hash, with data and code, is the run's fingerprint."""
-        pinned = {} if self.num_workers is None else {"num_workers": self.num_workers}
+        pinned: dict[str, Any] = {} if self.num_workers is None else {"num_workers": self.num_workers}
+        if self.init_from is not None:
+            pinned["init_from"] = self.init_from.science()
         unread = set() if self.tokenizer.name == "dart" else {"scorer_lr_scale"}
         unread |= {"clips"} if self.train.clips is None else set()
         train = self.train.model_dump(mode="json", exclude=unread)

@@ -6,30 +6,49 @@ from typing import Any
 from torch import nn
 
 from pipeline.config import Trial
+from pipeline.errors import UserError
 
 
-def build_model(trial: Trial, num_classes: int) -> nn.Module:
-    """The timm model of a trial, freshly initialised from torch's global random state."""
-    train_only = {"drop_path_rate": trial.train.drop_path} if trial.train.drop_path else {}
-    return build_architecture(trial.model_name, trial.architecture(), num_classes, **train_only)
-
-
-def build_architecture(
-    model_name: str, architecture: Mapping[str, Any], num_classes: int, **train_only: Any
-) -> nn.Module:
-    """The same from a record: `architecture` has what `Trial.architecture` returns, and may have more.
+def build_model(trial: Trial, num_classes: int, *, to_train: bool = False) -> nn.Module:
+    """The timm model of a trial, freshly initialised from torch's global random state.
 
     Args:
-        train_only: Options of timm's that no weight has a shape by, and only training reads.
+        to_train: With what training alone needs: published weights of the scorer, stochastic depth.
+
+    Raises:
+        UserError: the model cannot be built, or those weights not be had.
+    """
+    options: dict[str, Any] = {}
+    if to_train and trial.train.drop_path:
+        options["drop_path_rate"] = trial.train.drop_path
+    if to_train and trial.architecture()["tokenizer"].get("pretrained_scorer"):
+        options |= {"pretrained_scorer": True, "scorer_norm": None}
+    return build_architecture(trial.model_name, trial.architecture(), num_classes, **options)
+
+
+def build_architecture(model_name: str, architecture: Mapping[str, Any], num_classes: int, **options: Any) -> nn.Module:
+    """The same from a record: `architecture` has what `Trial.architecture` returns, and may have more.
+
+    Nothing is downloaded, whatever the record says: who reads a record has weights of their own.
+
+    Args:
+        options: Replace what the record says.
     """
     import dart.models  # registers with timm
 
-    return dart.models.build(model_name, **model_kwargs(architecture, num_classes), **train_only)
+    kwargs = {**model_kwargs(architecture, num_classes), **options}
+    try:
+        return dart.models.build(model_name, **{key: value for key, value in kwargs.items() if value is not None})
+    except ValueError as error:
+        raise UserError(f"{model_name}: {error}") from error
 
 
 def model_kwargs(architecture: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """The keyword arguments of `timm.create_model` for such a record; they are kept with the weights."""
     options = {**architecture["model"], **architecture["tokenizer"]}
     kwargs = {k: v for k, v in options.items() if k not in ("name", "backbone", "variant") and v is not None}
+    if kwargs.get("pretrained_scorer"):  # the same network without a download
+        kwargs["pretrained_scorer"] = False
+        kwargs |= {"scorer_norm": "batch"} if kwargs.get("mode") != "paper" else {}
     # How images become numbers (`pipeline.data.transforms`), for whoever reads pictures for the model.
     return {**kwargs, "num_classes": num_classes, "pretrained_cfg_overlay": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}

@@ -27,12 +27,23 @@ Seed = Annotated[int, Field(ge=0)]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1: pixels, half-open
 
 
+class Planned(NamedTuple):
+    """What a data set will have, known before it is fetched: enough to plan and to count."""
+
+    num_classes: int
+    num_train: int
+
+
 class DatasetOptions(BaseModel):
     """What every data set's options share: no unknown keys, no silent conversions, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
+
+    def planned(self) -> Planned | None:
+        """As far as the options tell."""
+        return None
 
 
 class DigitsOptions(DatasetOptions):
@@ -45,6 +56,10 @@ class DigitsOptions(DatasetOptions):
     val_samples: Count
     test_samples: Count
     seed: Seed
+
+    def planned(self) -> Planned:
+        """Ten digits."""
+        return Planned(10, self.train_samples)
 
 
 class MovingDigitsOptions(DatasetOptions):
@@ -105,6 +120,12 @@ class ImageFolderOptions(DatasetOptions):
         if self.val_frac + (self.test_frac or 0) >= 1:
             raise inconsistent("test_frac", self.test_frac, "with val_frac leaves nothing to train on")
         return self
+
+    def planned(self) -> Planned | None:
+        """What is expected, without the val that is taken from it."""
+        if self.expect is None:
+            return None
+        return Planned(self.expect.num_classes, round(self.expect.num_train * (1 - self.val_frac)))
 
 
 class DownloadOptions(DatasetOptions):

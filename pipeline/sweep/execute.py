@@ -11,11 +11,13 @@ from filelock import FileLock, Timeout
 
 from pipeline import provenance
 from pipeline.config import Params, Suite, Trial
+from pipeline.data.catalog import Planned
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.verify import verify_shards
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.files import building_dir, write_json_atomic, write_text_atomic
 from pipeline.journal import JOURNAL_NAME
+from pipeline.sweep.checks import check_trials
 from pipeline.sweep.cost import load_speed, relative_cost
 from pipeline.sweep.tune import run_trials
 from pipeline.tracking.mirror import mirror
@@ -43,28 +45,46 @@ def plan_runs(stage: str, suite: Suite, trials: Sequence[Trial], manifest: Manif
         ConfigError: the shards were made from something else than the suite says.
     """
     _check_data(suite, trials, manifest)
+    return _identify(stage, suite, trials, manifest.sha256, paths)
+
+
+def _identify(stage: str, suite: Suite, trials: Sequence[Trial], data_sha256: str, paths: Paths) -> list[Run]:
     code = provenance.code_sha256()
-    runs = []
-    for trial in trials:
-        key = provenance.fingerprint(trial, manifest.sha256, code)
-        runs.append(Run(suite.name, stage, trial, key, manifest.dataset, manifest.sha256, paths.runs / key))
-    return runs
+
+    def folder(trial: Trial) -> Path:
+        return paths.runs / provenance.fingerprint(trial, data_sha256, code)
+
+    return [
+        Run(
+            suite.name, stage, trial, folder(trial).name, suite.dataset.name, data_sha256, folder(trial),
+            init_dir=folder(trial.init_from) if trial.init_from else None,
+        )
+        for trial in trials
+    ]  # fmt: skip
 
 
 def dry_run(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, paths: Paths) -> None:
-    """Print the plan; nothing is started or written."""
+    """Print the plan; nothing is started or written. Where there are no shards yet, the suite says what they will have.
+
+    Raises:
+        UserError: as `plan_runs`; no shards, and the suite does not say.
+    """
     from pipeline.sweep.preview import preview  # builds models
 
-    manifest = load_manifest(paths.shards)
-    runs = plan_runs(stage, suite, trials, manifest, paths)
-    num_samples = manifest.split("train").num_samples
-    speed = load_speed(paths.runs.glob("*/"))
+    planned = suite.dataset.planned()
+    if planned is None or (paths.shards / MANIFEST_FILE).is_file():
+        manifest = load_manifest(paths.shards)
+        runs = plan_runs(stage, suite, trials, manifest, paths)
+        planned = Planned(manifest.num_classes, manifest.split("train").num_samples)
+    else:
+        runs = _identify(stage, suite, trials, "", paths)
+        print(f"no data in {paths.shards} yet: {planned.num_classes} classes, {planned.num_train} samples expected")
     preview(
         runs,
-        num_classes=manifest.num_classes,
-        num_samples=num_samples,
+        num_classes=planned.num_classes,
+        num_samples=planned.num_train,
         placement=params.placement,
-        speed=speed,
+        speed=load_speed(paths.runs.glob("*/")),
     )
 
 
@@ -82,6 +102,7 @@ def execute(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, p
         pending = [run for run in unique if fresh or run.done() is None]
         print(f"{stage} {suite.name}: {len(runs)} trials, {len(pending)} trainings to do", flush=True)
         if pending:
+            check_trials([run.trial for run in pending], manifest.num_classes)
             verify_shards(paths.shards)
             _check_disk(paths.runs, len(pending))
         for run in pending:
@@ -167,8 +188,12 @@ def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> No
             rule = f"the images have {manifest.in_chans} channels"
             problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
         side = trial.model.img_size
-        resized = manifest.num_frames is not None  # clips are, while they are read
-        if not resized and manifest.image_size not in (None, (side, side)):
+        # Clips are resized while they are read, and pictures where the recipe says how they are cropped.
+        resized = manifest.num_frames is not None or trial.train.augmentation is not None
+        if not resized and manifest.image_size is None:
+            rule, remedy = "the images differ in size", "write train.augment as a mapping, which says how to crop"
+            problems[problem("train.augment", trial.train.augment, rule, remedy)] = None
+        elif not resized and manifest.image_size not in (None, (side, side)):
             rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
             problems[problem("model.img_size", side, rule, "make them equal")] = None
     if problems:

@@ -23,6 +23,11 @@ from pipeline.config import (
 from pipeline.errors import ConfigError, problem, unknown_name
 from pipeline.recipe import merge
 
+# What decides which parameters a model has, and their shapes.
+SHAPING = {
+    "model": ("backbone", "variant", "patch_size", "in_chans", "num_frames"),
+    "tokenizer": ("name", "mode", "scorer", "pos_embed"),
+}
 SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
 
 
@@ -40,6 +45,10 @@ def plan_experiments(suite: Suite) -> list[Trial]:
             suite, name, experiment, experiment.seeds or suite.seeds, where, problems, experiment.num_workers
         )
         problems += _twin_problems(suite, name, experiment)
+        problems += _start_problems(suite, name, experiment)
+    if not problems:
+        trials = [_with_start(suite, trial, trials) for trial in trials]
+        problems = [line for trial in trials for line in _shape_problems(trial)]
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
     return trials
@@ -101,6 +110,51 @@ def _twin_problems(suite: Suite, name: str, experiment: ExperimentConfig) -> lis
         return [unknown_name(where, twin, suite.experiments)]
     missing = sorted(set(experiment.seeds or suite.seeds) - set(suite.experiments[twin].seeds or suite.seeds))
     return [problem(where, twin, f"has no run of seed {missing[0]}", "give both the same seeds")] if missing else []
+
+
+def _start_problems(suite: Suite, name: str, experiment: ExperimentConfig) -> list[str]:
+    """An experiment may start from another one that has its seeds, and in the end from one that starts from none."""
+    start, where = experiment.init_from, f"experiments.{name}.init_from"
+    if start is None:
+        return []
+    if start not in suite.experiments:
+        return [unknown_name(where, start, suite.experiments)]
+    missing = sorted(set(experiment.seeds or suite.seeds) - set(suite.experiments[start].seeds or suite.seeds))
+    if missing:
+        return [problem(where, start, f"has no run of seed {missing[0]}", "give both the same seeds")]
+    before, seen = suite.experiments[start].init_from, {start}
+    while before is not None and before in suite.experiments:
+        if before in (name, *seen):
+            return [problem(where, start, "starts from itself in the end", "leave one of them out")]
+        seen.add(before)
+        before = suite.experiments[before].init_from
+    return []
+
+
+def _with_start(suite: Suite, trial: Trial, trials: list[Trial]) -> Trial:
+    """The trial with the one that it starts from, and so on."""
+    start = suite.experiments[trial.name].init_from
+    if start is None:
+        return trial
+    parent = next(other for other in trials if (other.name, other.seed) == (start, trial.seed))
+    return trial.model_copy(update={"init_from": _with_start(suite, parent, trials)})
+
+
+def _shape_problems(trial: Trial) -> list[str]:
+    """Weights are handed on between models whose parameters have the same shapes: budget and size may differ."""
+    parent = trial.init_from
+    if parent is None:
+        return []
+    values = {
+        f"{section}.{key}": (getattr(getattr(trial, section), key), getattr(getattr(parent, section), key))
+        for section, keys in SHAPING.items()
+        for key in keys
+    }
+    return [
+        problem(f"experiments.{trial.name}.{key}", ours, f"{parent.name}, where it starts from, has {theirs!r}")
+        for key, (ours, theirs) in values.items()
+        if ours != theirs
+    ]
 
 
 def _overrides(values: Mapping[str, Any]) -> Overrides:

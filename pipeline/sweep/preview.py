@@ -1,10 +1,10 @@
 """What `--dry-run` prints: the plan with its budgets and costs. Builds models to count them, trains nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.benchmark import count_cost
+from pipeline.benchmark import Cost, count_cost
 from pipeline.config import Placement
-from pipeline.provenance import usable_cores
+from pipeline.provenance import hash_json, usable_cores
 from pipeline.sweep.cost import Speed, estimate_worker_s
 from pipeline.sweep.progress import words
 from pipeline.sweep.tune import num_workers
@@ -29,7 +29,9 @@ def preview(
         speed: How fast training is believed to be.
     """
     seconds = {run.fingerprint: estimate_worker_s(run.trial, num_samples, speed) for run in runs}
-    rows = [HEADER, *(_row(run, num_classes, placement, seconds[run.fingerprint]) for run in runs)]
+    models = {hash_json(run.trial.architecture()): run.trial for run in runs}  # seeds and recipes share one
+    costs = {key: count_cost(trial, num_classes) for key, trial in models.items()}
+    rows = [HEADER, *(_row(run, costs, placement, seconds[run.fingerprint]) for run in runs)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     for row in rows:
         echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -42,9 +44,9 @@ def preview(
     )
 
 
-def _row(run: Run, num_classes: int, placement: Placement, worker_s: float) -> tuple[str, ...]:
+def _row(run: Run, costs: Mapping[str, Cost], placement: Placement, worker_s: float) -> tuple[str, ...]:
     trial = run.trial
-    cost = count_cost(trial, num_classes)
+    cost = costs[hash_json(trial.architecture())]
     workers = num_workers(run, placement)
     return (
         trial.name,

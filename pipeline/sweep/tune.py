@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Placement, absurd_precision, indivisible_batch
+from pipeline.config import Placement, Trial, absurd_precision, indivisible_batch
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.sweep.progress import Progress
 from pipeline.train.launch import carry_out, ray_session
@@ -72,8 +72,8 @@ def run_on_cluster(
 ) -> None:
     """As `run_trials`, on the Ray runtime that this process is connected to.
 
-    Runs of one worker come first, then those of many: both kinds at once could each hold half of what the other
-    waits for.
+    Runs that start from another's weights come after it. Of the others, those of one worker come first, then those
+    of many: both kinds at once could each hold half of what the other waits for.
     """
     import ray
 
@@ -82,8 +82,9 @@ def run_on_cluster(
     check_capacity(list(pending.values()), placement, nodes)
     progress = Progress(pending, costs, num_done, echo)
     slots = count_slots(nodes, placement.cpus_per_worker, gpus)
-    for many in (False, True):
-        group = [run for run in pending.values() if (num_workers(run, placement) > 1) == many]
+    waves = {(num_starts(run.trial), num_workers(run, placement) > 1) for run in pending.values()}
+    for wave in sorted(waves):
+        group = [run for run in pending.values() if (num_starts(run.trial), num_workers(run, placement) > 1) == wave]
         group.sort(key=lambda run: -costs[run.fingerprint])  # stable: equal costs keep the plan's order
         jobs = [
             Job(
@@ -97,11 +98,16 @@ def run_on_cluster(
                 loader_workers=placement.loader_workers,
                 max_failures=placement.max_failures,
                 provenance=dict(provenance),
+                init_dir=run.init_dir.resolve() if run.init_dir else None,
             )
             for run in group
         ]
-        if jobs:
-            _tune(jobs, slots, placement.max_failures, scratch, progress)
+        _tune(jobs, slots, placement.max_failures, scratch, progress)
+
+
+def num_starts(trial: Trial) -> int:
+    """How many trainings must be done before this one, each starting from the one before."""
+    return 0 if trial.init_from is None else 1 + num_starts(trial.init_from)
 
 
 def _tune(jobs: list[Job], slots: int, max_failures: int, scratch: Path, progress: Progress) -> None:

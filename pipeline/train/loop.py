@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ def fit(
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     log_every_steps: int = 20,
     checkpoint_every_s: float = 30.0,
+    init_dir: Path | None = None,
 ) -> FitResult:
     """Train `trial` on the shards of `data_dir`, going on from a checkpoint in `run_dir` if there is one.
 
@@ -103,9 +105,11 @@ def fit(
     Args:
         report: Is given the metrics after each epoch, on every rank.
         wrap: Makes the model data parallel; its gradients must be averaged over the ranks.
+        init_dir: The folder of the finished run whose weights are started from, where the trial has an `init_from`.
 
     Raises:
-        UserError: the loss is not finite, the data is smaller than a batch, or the checkpoint is another's.
+        UserError: the loss is not finite, the data is smaller than a batch, or the checkpoint is another's; the
+            weights to start from are missing.
     """
     manifest = load_manifest(data_dir)
     steps_per_epoch = GlobalBatches(
@@ -119,7 +123,9 @@ def fit(
         log_every_steps, checkpoint_every_s,
     )  # fmt: skip
     torch.manual_seed(trial.seed)
-    model = build_model(trial, num_classes).to(device, setup.dtype)
+    model = build_model(trial, num_classes, to_train=True).to(device, setup.dtype)
+    if trial.init_from is not None:
+        load_start(model, trial, init_dir)
     optimizer = build_optimizer(model, trial.train)
     identity = Identity(trial.model_name, hash_json(trial.science()), manifest.sha256)
     log.info("%s seed %d: rank %d of %d on %s", trial.model_name, trial.seed, rank, world_size, device)
@@ -277,6 +283,24 @@ class _Fitting:
             root = self.setup.run_dir / CHECKPOINTS
             save_checkpoint(root, self.identity, self.position, self.model, self.optimizer, self.averaged)
         self.saved_at = time.monotonic()
+
+
+def load_start(model: nn.Module, trial: Trial, init_dir: Path | None) -> None:
+    """Load the final weights of the run that `trial.init_from` has, whose folder is `init_dir`, into the model.
+
+    Raises:
+        UserError: they are not there, or of another shape.
+    """
+    assert trial.init_from is not None
+    path = init_dir / WEIGHTS if init_dir else None
+    where = f"experiments.{trial.name}.init_from"
+    if path is None or not path.is_file():
+        raise UserError(problem(where, trial.init_from.name, "has left no weights", "see why its run failed"))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        rule = f"its weights are another model's ({str(error).splitlines()[-1].strip()})"
+        raise UserError(problem(where, trial.init_from.name, rule)) from None
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DONE, SPEC, FAILED, LOG = "done.json", "spec.json", "failed.json", "log.txt"
+JOB_PATHS = ("run_dir", "data_dir", "init_dir")
 LOCK_WAIT_S = 60.0  # a killed stage's processes need a few seconds to end
 
 
@@ -36,6 +37,7 @@ class Run:
     dataset: str
     manifest_sha256: str
     dir: Path
+    init_dir: Path | None = None  # the folder of the run whose weights it starts from
 
     @property
     def label(self) -> str:
@@ -76,7 +78,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything another process needs to carry out a run; paths are absolute, for its working folder differs."""
+    """Everything another process needs to carry out a run; paths are absolute, for its working folder differs.
+
+    `init_dir` is the folder of the run whose weights it starts from, where it does.
+    """
 
     trial: Trial
     run_dir: Path
@@ -88,17 +93,19 @@ class Job:
     loader_workers: int
     max_failures: int
     provenance: dict[str, Any]
+    init_dir: Path | None = None
 
     def to_json(self) -> str:
         values = {f: getattr(self, f) for f in self.__dataclass_fields__}
         values["trial"] = self.trial.model_dump(mode="json")
-        return json.dumps({**values, "run_dir": str(self.run_dir), "data_dir": str(self.data_dir)})
+        paths = {key: values[key] and str(values[key]) for key in JOB_PATHS}
+        return json.dumps({**values, **paths})
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
         values = json.loads(text)
         values["trial"] = Trial.model_validate_json(json.dumps(values["trial"]))
-        return cls(**{**values, "run_dir": Path(values["run_dir"]), "data_dir": Path(values["data_dir"])})
+        return cls(**{**values, **{key: values[key] and Path(values[key]) for key in JOB_PATHS}})
 
 
 def train_job(
@@ -124,7 +131,7 @@ def train_job(
         try:
             result = fit(
                 job.trial, job.data_dir, job.run_dir, num_classes=job.num_classes, rank=rank, world_size=world_size,
-                device=device, loader_workers=job.loader_workers, report=report, wrap=wrap,
+                device=device, loader_workers=job.loader_workers, report=report, wrap=wrap, init_dir=job.init_dir,
             )  # fmt: skip
         except UserError as error:
             write_failure(job.run_dir, str(error))

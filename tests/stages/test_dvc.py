@@ -47,6 +47,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.recipe",
         "pipeline.schema",
         "pipeline.spread",
+        "pipeline.sweep.checks",
         "pipeline.sweep.cost",
         "pipeline.sweep.preview",
         "pipeline.sweep.progress",

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Suite
+from pipeline.config import ExperimentConfig, Params, Suite
 from pipeline.data.index import load_manifest
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
-from pipeline.sweep.execute import RESULT_FILES, Paths, only_copy, plan_runs, publish
+from pipeline.sweep.checks import check_trials
+from pipeline.sweep.execute import RESULT_FILES, Paths, dry_run, only_copy, plan_runs, publish
 from pipeline.sweep.plan import plan_experiments, plan_sweep
 from pipeline.train.run import DONE, Run
 
@@ -70,6 +71,40 @@ def test_a_second_copy_waits_and_refuses(tmp_path: Path, capsys: pytest.CaptureF
     assert "waiting for process" in capsys.readouterr().out
     with only_copy(tmp_path, wait_s=0):
         pass
+
+
+def test_a_run_knows_the_folder_of_the_run_it_starts_from(tiny_suite: Suite, paths: Paths) -> None:
+    experiments = {"long": ExperimentConfig(init_from="dart-4", train={"epochs": 1}), **tiny_suite.experiments}
+    suite = tiny_suite.model_copy(update={"experiments": experiments})
+    runs = plan_runs("train", suite, plan_experiments(suite), load_manifest(paths.shards), paths)
+    by_label = {run.label: run for run in runs}
+    for seed in (0, 1):
+        assert by_label[f"long seed {seed}"].init_dir == by_label[f"dart-4 seed {seed}"].dir
+    assert by_label["dart-4 seed 0"].init_dir is None
+
+
+def test_a_plan_without_data_is_shown_all_the_same(
+    tiny_suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = Paths(tmp_path / "shards", tmp_path / "runs", tmp_path / "results", ())
+    dry_run("train", tiny_suite, plan_experiments(tiny_suite), Params(suites=["tiny"]), nowhere)
+    out = capsys.readouterr().out
+    assert "10 classes, 400 samples expected" in out
+    assert "nothing was started" in out
+    assert [line.split()[0] for line in out.splitlines()[2:-1]] == ["uniform-4"] * 2 + ["dart-4"] * 2 + [
+        "dart-4-2workers"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_built_is_said_before_anything_starts(tiny_suite: Suite) -> None:
+    trials = plan_experiments(tiny_suite)
+    check_trials(trials, 10)
+    dart = next(trial for trial in trials if trial.name == "dart-4")
+    scored = {"scorer": "timm/resnet81", "pretrained_scorer": False, "frozen_scorer": False, "score_input": 32}
+    wrong = dart.model_copy(update={"tokenizer": dart.tokenizer.model_copy(update=scored)})
+    with pytest.raises(UserError, match=r"the plan: 1 problem\n  dart-4: .*did you mean 'timm/resnet18'"):
+        check_trials([*trials, wrong, wrong], 10)
 
 
 def test_shards_of_another_size_are_refused(tiny_suite: Suite, paths: Paths) -> None:

@@ -61,6 +61,8 @@ def test_planning_twice_gives_the_same(tiny_suite: Suite) -> None:
         ({"train": {"lr": "fast"}}, "experiments.x.train.lr = 'fast': "),
         ({"num_workers": 3}, "train.global_batch_size = 20: not a multiple of world_size (3); try 21"),
         ({"agrees_with": "z"}, "experiments.x.agrees_with = 'z': unknown"),
+        ({"init_from": "z"}, "experiments.x.init_from = 'z': unknown"),
+        ({"init_from": "x"}, "experiments.x.init_from = 'x': starts from itself in the end"),
     ],
 )
 def test_a_bad_experiment_gives_its_sentence(tiny_suite: Suite, options: dict, line: str) -> None:
@@ -88,3 +90,38 @@ def test_a_bad_grid_names_its_keys_and_values_once(tiny_suite: Suite) -> None:
     with pytest.raises(ConfigError) as error:
         plan_sweep(with_sweep(tiny_suite, {"model.variant": ["nano", "mikro"], "tokenizer.token_budget": [4, 9]}))
     assert len(error.value.problems) == 1
+
+
+def test_a_trial_starts_from_the_same_seed_of_what_it_names_wherever_that_stands(tiny_suite: Suite) -> None:
+    """c from b from a, in any order of the file; each is a science of its own, and holds its parents'."""
+    long = {"tokenizer": {"token_budget": 9}, "init_from": "a"}
+    suite = with_experiments(
+        tiny_suite, c={"train": {"epochs": 1}, "tokenizer": {"token_budget": 16}, "init_from": "b"}, b=long, a={}
+    )
+    trials = {(trial.name, trial.seed): trial for trial in plan_experiments(suite)}
+    for seed in suite.seeds:
+        a, b, c = (trials[name, seed] for name in "abc")
+        assert (a.init_from, b.init_from, c.init_from) == (None, a, b)
+        assert c.science()["init_from"]["init_from"] == a.science()
+    other = plan_experiments(with_experiments(tiny_suite, b={**long, "init_from": None}))[0]
+    assert other.science() != trials["b", other.seed].science()
+    changed = with_experiments(tiny_suite, b=long, a={"train": {"lr": 0.5}})
+    assert plan_experiments(changed)[0].science() != trials["b", 0].science()
+
+
+def test_weights_are_handed_on_between_equal_shapes_only(tiny_suite: Suite) -> None:
+    bad = {"a": {}, "b": {"tokenizer": {"name": "uniform"}, "model": {"patch_size": 4}, "init_from": "a"}}
+    with pytest.raises(ConfigError) as error:
+        plan_experiments(with_experiments(tiny_suite, **bad))
+    assert error.value.problems == [
+        "experiments.b.model.patch_size = 4: a, where it starts from, has 8",
+        "experiments.b.tokenizer.name = 'uniform': a, where it starts from, has 'dart'",
+    ]
+
+
+def test_a_start_needs_the_same_seeds_and_an_end(tiny_suite: Suite) -> None:
+    with pytest.raises(ConfigError, match=r"b\.init_from = 'a': has no run of seed 5"):
+        plan_experiments(with_experiments(tiny_suite, a={"seeds": [0]}, b={"seeds": [0, 5], "init_from": "a"}))
+    circle = {"a": {"init_from": "b"}, "b": {"init_from": "c"}, "c": {"init_from": "b"}}
+    with pytest.raises(ConfigError, match="starts from itself in the end"):
+        plan_experiments(with_experiments(tiny_suite, **circle))

@@ -1,8 +1,11 @@
 """A stage runs what is not done, on what the cluster has, and keeps what is finished."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.config import Placement, Suite, Trial
 from pipeline.errors import UserError
@@ -72,6 +75,24 @@ def test_two_workers_agree_with_one_and_failures_stay_alone(
     assert any(line.startswith("[2/3] dart-4-2workers seed 0  epoch 2/2  val top-1 0.") for line in lines)
     with pytest.raises(UserError, match="1 of 3 trials failed, the others are kept\n  wild seed 0: gradient norm"):
         raise_failures(list(pending.values()))
+
+
+@pytest.mark.slow
+def test_a_run_starts_after_the_one_whose_weights_it_needs(
+    ray: None, tiny_suite: Suite, tiny_shards: Path, tmp_path: Path
+) -> None:
+    parent = make_run(next(t for t in plan_experiments(tiny_suite) if t.name == "dart-4"), tmp_path)
+    still = parent.trial.train.model_copy(update={"lr": 1e-30, "epochs": 1})
+    trial = parent.trial.model_copy(update={"name": "child", "train": still, "init_from": parent.trial})
+    child = replace(make_run(trial, tmp_path), init_dir=parent.dir)
+    pending = {run.fingerprint: run for run in (child, parent)}
+    for run in pending.values():
+        run.prepare()
+    known = options(tmp_path, list(pending.values()))
+    run_on_cluster(pending, tiny_shards, placement=Placement(), num_done=0, echo=print, **known)
+    raise_failures(list(pending.values()))
+    ours, theirs = (load_file(run.dir / "model.safetensors") for run in (child, parent))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_slots_are_counted_node_by_node() -> None:

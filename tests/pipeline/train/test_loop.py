@@ -217,3 +217,26 @@ def test_repeated_augmentation_repeats_samples_and_keeps_the_number_of_draws() -
     assert (draws[:6] % 100).tolist() == [i for i in epoch_order(100, 1, 2)[:2].tolist() for _ in range(3)]
     assert (draws[:6] // 100).tolist() == [0, 1, 2, 0, 1, 2]
     assert epoch_draws(100, 1, 2, 1).tolist() == epoch_order(100, 1, 2).tolist()
+
+
+def test_a_start_is_the_final_weights_of_another_run(
+    trial: Trial, tiny_shards: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """At a rate of nothing the weights stay what they were, whatever the number of tokens."""
+    still = trial.train.model_copy(update={"lr": 1e-30, "epochs": 1})
+    tokenizer = trial.tokenizer.model_copy(update={"token_budget": 9})
+    child = trial.model_copy(update={"train": still, "tokenizer": tokenizer, "init_from": trial})
+    train(child, tiny_shards, tmp_path / "child", init_dir=uninterrupted)
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "child", uninterrupted))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_start_without_weights_or_with_others_is_one_sentence(
+    trial: Trial, tiny_shards: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    child = trial.model_copy(update={"init_from": trial})
+    with pytest.raises(UserError, match=r"dart-4\.init_from = 'dart-4': has left no weights"):
+        train(child, tiny_shards, tmp_path, init_dir=tmp_path)
+    model = trial.model.model_copy(update={"variant": "micro"})
+    with pytest.raises(UserError, match=r"dart-4\.init_from = 'dart-4': its weights are another model's"):
+        train(child.model_copy(update={"model": model}), tiny_shards, tmp_path, init_dir=uninterrupted)
