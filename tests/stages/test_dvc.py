@@ -63,7 +63,7 @@ ELSEWHERE = {
     "shard": {"pipeline.data.download"},
     "train": {"pipeline.journal", "pipeline.benchmark", "dart.cost"},  # the plan's preview counts, it does not train
     "sweep": {"pipeline.journal", "pipeline.benchmark", "dart.cost"},
-    "evaluate": {"dart.draw.figures"},  # pictures for MLflow
+    "evaluate": {"dart.draw.clips", "dart.draw.figures"},  # pictures for MLflow
 }
 
 
