@@ -363,9 +363,8 @@ def test_under_autocast_the_regions_are_those_of_float32():
     assert build().bfloat16()(clips.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("options", OPTIONS[1:3], ids=["density", "point"])
-def test_exported_for_all_batch_sizes(options):
-    tokenizer = build(**options).eval()
+def test_exported_for_all_batch_sizes():
+    tokenizer = build(row_weight="density", sampling="point").eval()
     batch = torch.export.Dim("batch", min=1)
     clips = torch.rand(2, 1, 4, 32, 32)
     exported = torch.export.export(tokenizer, (clips,), dynamic_shapes=({0: batch},)).module()
