@@ -19,7 +19,10 @@ def main() -> None:
     manifest = write_shards(suite.dataset, folder / "raw", folder / "shards", suite.shards.samples_per_shard)
     splits = ", ".join(f"{name} {split.num_samples}" for name, split in manifest.splits.items())
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
-    print(f"sharded {manifest.dataset}: {splits} samples, {num_shards} shards, manifest {manifest.sha256[:12]}")
+    left_out = f", {len(manifest.dropped)} files left out (in its list `dropped`)" if manifest.dropped else ""
+    print(
+        f"sharded {manifest.dataset}: {splits} samples, {num_shards} shards, manifest {manifest.sha256[:12]}{left_out}"
+    )
 
 
 if __name__ == "__main__":

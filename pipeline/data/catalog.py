@@ -75,6 +75,10 @@ class MovingDigitsOptions(DatasetOptions):
     test_samples: Count
     seed: Seed
 
+    def planned(self) -> Planned:
+        """Four directions, of ten digits or of one of them."""
+        return Planned(4 if self.label == "motion" else 40, self.train_samples)
+
 
 class StoreOptions(BaseModel):
     """Pictures kept whole, as JPEG: for sets that are too large, and crops too random, for squares as PNG."""
@@ -128,11 +132,16 @@ class ImageFolderOptions(DatasetOptions):
         return Planned(self.expect.num_classes, round(self.expect.num_train * (1 - self.val_frac)))
 
 
-class DownloadOptions(DatasetOptions):
-    """A published data set with a test split of its own; val is taken from its training images."""
+class PublishedOptions(DatasetOptions):
+    """A published data set with a test split of its own; val is taken from its training samples."""
 
     val_samples: Count
     seed: Seed
+
+
+class DownloadOptions(PublishedOptions):
+    """One that we download."""
+
     url: str | None = None  # folder of a mirror; not science, the files' sha256 are fixed
 
 
@@ -146,6 +155,33 @@ class Cifar10Options(DownloadOptions):
     """Ten classes of 32 x 32 colour pictures."""
 
     name: Literal["cifar10"]
+
+
+class VideoFolderOptions(PublishedOptions):
+    """The user's own copy of a published set of clips; its validation part is our test split, as in papers."""
+
+    path: str
+    max_bad_frac: float = Field(ge=0, lt=1)  # share of the clips that may be missing or damaged; they are left out
+
+
+class Kinetics400Options(VideoFolderOptions):
+    """Ten seconds of one of 400 human actions."""
+
+    name: Literal["kinetics400"]
+
+    def planned(self) -> Planned:
+        """About as many as copies have: clips vanish from where they were published."""
+        return Planned(400, 240_000 - self.val_samples)
+
+
+class Ssv2Options(VideoFolderOptions):
+    """Something-Something V2: hands doing one of 174 things to something."""
+
+    name: Literal["ssv2"]
+
+    def planned(self) -> Planned:
+        """As published."""
+        return Planned(174, 168_913 - self.val_samples)
 
 
 class Encoded(NamedTuple):
@@ -255,5 +291,22 @@ DATASETS: dict[str, DatasetEntry] = {
         licence="not stated by the authors",
         in_chans=3,
         resumable=True,
+    ),
+    "kinetics400": DatasetEntry(
+        options=Kinetics400Options,
+        module="pipeline.data.video_folder",
+        source="the user's own copy of Kinetics-400 (arXiv 1705.06950)",
+        licence="CC BY 4.0 for the annotations, as the uploaders say for the clips",
+        in_chans=3,
+        video=True,
+    ),
+    "ssv2": DatasetEntry(
+        options=Ssv2Options,
+        module="pipeline.data.video_folder",
+        source="the user's own copy of Something-Something V2 (arXiv 1706.04261)",
+        licence="for research, see its publisher",
+        in_chans=3,
+        video=True,
+        mirror_safe=False,  # "from left to right"
     ),
 }

@@ -1,10 +1,10 @@
-"""What data sets with a published test split share: val comes out of the published training images."""
+"""What data sets with a published test split share: val comes out of the published training samples."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.catalog import DownloadOptions, Sample
+from pipeline.data.catalog import PublishedOptions, Sample
 from pipeline.data.lazy import LazySamples
 from pipeline.errors import UserError, problem
 
@@ -21,7 +21,7 @@ def published_part(split: str) -> str:
     return "test" if split == "test" else "train"
 
 
-def split_samples(part: Published, options: DownloadOptions, split: str) -> LazySamples:
+def split_samples(part: Published, options: PublishedOptions, split: str) -> LazySamples:
     """The samples of `split`, in the published order.
 
     Raises:
@@ -37,12 +37,12 @@ def split_samples(part: Published, options: DownloadOptions, split: str) -> Lazy
     return LazySamples(len(rows), make)
 
 
-def choose_rows(num_rows: int, options: DownloadOptions, split: str) -> np.ndarray:
+def choose_rows(num_rows: int, options: PublishedOptions, split: str) -> np.ndarray:
     """Which rows of its published part make up `split`: increasing (n,) int64."""
     if split == "test":
         return np.arange(num_rows)
     if options.val_samples >= num_rows:
-        rule = f"leaves nothing to train on, the published training images are {num_rows}"
+        rule = f"leaves nothing to train on, the published training samples are {num_rows}"
         raise UserError(problem("dataset.val_samples", options.val_samples, rule))
     order = np.random.default_rng(options.seed).permutation(num_rows)
     return np.sort(order[: options.val_samples] if split == "val" else order[options.val_samples :])

@@ -1,0 +1,166 @@
+"""kinetics400 and ssv2: published clips, from the user's own copy.
+
+Fetching copies nothing: it decodes every clip once, on all cores, and writes down a listing with hashes. What cannot
+be used is listed with its reason and left out, as long as it is no more than `max_bad_frac` of all clips. Sharding
+stores the files' bytes as they are and refuses a file that has changed since. The published validation part is the
+test split; val is taken from train, by count.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from pipeline.data.catalog import SPLITS, Encoded, Sample, VideoFolderOptions
+from pipeline.data.index import Dropped
+from pipeline.data.lazy import LazySamples
+from pipeline.data.published import choose_rows
+from pipeline.data.video import BadClip, ClipInfo, check_clip
+from pipeline.data.video_layouts import Candidate, Layout, read_kinetics, read_ssv2
+from pipeline.errors import UserError, problem
+from pipeline.files import write_json_atomic
+from pipeline.provenance import usable_cores
+
+LISTING = "listing.json"
+LAYOUTS = {"kinetics400": read_kinetics, "ssv2": read_ssv2}
+NUM_NAMED = 5  # bad clips that an error names; the rest it counts
+
+
+class Checked(NamedTuple):
+    """A clip that was decoded to its end."""
+
+    clip: Candidate
+    sha256: str
+    info: ClipInfo
+
+
+def fetch(options: VideoFolderOptions, raw_dir: Path) -> None:
+    """Check every clip and write listing.json.
+
+    Raises:
+        UserError: if the folder is no copy of the data set, or more of its clips are bad than `max_bad_frac` allows.
+    """
+    root = Path(options.path).expanduser()
+    if not root.is_dir():
+        raise UserError(problem("dataset.path", str(root), "no such directory"))
+    layout = LAYOUTS[options.name](root)
+    checked, dropped = check_clips(root, layout)
+    refuse_too_many(options, len(checked) + len(dropped), dropped)
+    splits = choose_splits(options, checked)
+    clips = [
+        {"file": c.clip.file, "label": layout.class_names.index(c.clip.class_name), "split": split,
+         "sha256": c.sha256, **c.info._asdict()}
+        for c, split in zip(checked, splits, strict=True)
+    ]  # fmt: skip
+    for split in SPLITS:
+        if split not in splits:
+            raise UserError(problem("dataset.path", str(root), f"no clip for the split {split}", "add clips"))
+    write_json_atomic(raw_dir / LISTING, {"class_names": layout.class_names, "clips": clips, "dropped": dropped})
+
+
+def load_class_names(options: VideoFolderOptions, raw_dir: Path) -> list[str]:
+    """As published; ssv2's templates without their brackets."""
+    return _listing(raw_dir)["class_names"]
+
+
+def load_dropped(options: VideoFolderOptions, raw_dir: Path) -> list[Dropped]:
+    """The clips that cannot be used, each with its reason."""
+    return [Dropped(*pair) for pair in _listing(raw_dir)["dropped"]]
+
+
+def load_samples(options: VideoFolderOptions, raw_dir: Path, split: str) -> LazySamples:
+    """The clips of a split, as the bytes they came in; raises UserError on a clip that has changed."""
+    root = Path(options.path).expanduser()
+    clips = [clip for clip in _listing(raw_dir)["clips"] if clip["split"] == split]
+
+    def make(index: int) -> Sample:
+        clip = clips[index]
+        path = root / clip["file"]
+        height, width = clip["size"]
+        stored = Encoded(read_clip(path, clip["sha256"]), path.suffix[1:].lower(), (height, width), clip["num_frames"])
+        return Sample(f"{split}-{index:06d}", stored, clip["label"], (clip["sha256"],))
+
+    return LazySamples(len(clips), make)
+
+
+def check_clips(root: Path, layout: Layout) -> tuple[list[Checked], list[Dropped]]:
+    """Decode every clip; what is missing, damaged, or in the data set already is dropped.
+
+    Of two copies the one of the published validation part stays, so that no test clip is trained on.
+    """
+    clips = dict.fromkeys(layout.clips)  # annotated twice is once
+    order = sorted(clips, key=lambda clip: clip.part == "train")  # stable: val first
+    with ThreadPoolExecutor(usable_cores()) as pool:  # decoding releases the interpreter
+        found = pool.map(lambda clip: check_file(root, clip), order)
+        results = list(tqdm(found, desc="check", total=len(order), unit="clip", disable=None))
+    first: dict[str, str] = {}
+    kept: dict[Candidate, Checked] = {}
+    dropped = list(layout.missing)
+    for result in results:
+        if isinstance(result, Dropped):
+            dropped.append(result)
+        elif result.sha256 in first:
+            dropped.append(Dropped(result.clip.file, f"is a copy of another clip: {first[result.sha256]}"))
+        else:
+            first[result.sha256] = result.clip.file
+            kept[result.clip] = result
+    return [kept[clip] for clip in clips if clip in kept], sorted(dropped)
+
+
+def check_file(root: Path, clip: Candidate) -> Checked | Dropped:
+    """One clip, read and decoded."""
+    try:
+        data = (root / clip.file).read_bytes()
+        return Checked(clip, hashlib.sha256(data).hexdigest(), check_clip(io.BytesIO(data)))
+    except BadClip as error:
+        return Dropped(clip.file, str(error))
+    except OSError as error:
+        return Dropped(clip.file, f"cannot be read ({error.strerror})")
+
+
+def refuse_too_many(options: VideoFolderOptions, num_clips: int, dropped: Sequence[Dropped]) -> None:
+    """Raise UserError, naming the first of them, if more clips are bad than the suite allows."""
+    if len(dropped) <= options.max_bad_frac * num_clips:
+        return
+    named = ", ".join(f"{file} {reason}" for file, reason in dropped[:NUM_NAMED])
+    more = f", and {len(dropped) - NUM_NAMED} more" if len(dropped) > NUM_NAMED else ""
+    counts = ", ".join(f"{count} x {reason}" for reason, count in count_reasons(dropped).items())
+    rule = f"{len(dropped)} of {num_clips} clips cannot be used ({counts}): {named}{more}"
+    raise UserError(problem("dataset.max_bad_frac", options.max_bad_frac, rule, "mend or remove them, or allow more"))
+
+
+def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
+    """How many for each reason, without its details; the most frequent first."""
+    counts = Counter(re.split(r"[:(,]| at ", reason)[0].strip() for _, reason in dropped)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def choose_splits(options: VideoFolderOptions, checked: Sequence[Checked]) -> list[str]:
+    """The split of every clip: test is the published validation part, val is drawn from train."""
+    train = [i for i, c in enumerate(checked) if c.clip.part == "train"]
+    splits = ["test"] * len(checked)
+    for split in ("train", "val"):
+        for row in choose_rows(len(train), options, split):
+            splits[train[row]] = split
+    return splits
+
+
+def read_clip(path: Path, sha256: str) -> bytes:
+    """The file's bytes; raises UserError if they are not those that were listed."""
+    if not path.is_file():
+        raise UserError(f"{path}: clip is gone since it was listed; run the stage `fetch` again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path}: clip has changed since it was listed; run the stage `fetch` again")
+    return data
+
+
+def _listing(raw_dir: Path) -> dict:
+    return json.loads((raw_dir / LISTING).read_text())
