@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.layers import PatchEmbed
 
+import dart.models  # noqa: F401  (registers the models)
 from dart.scorer import ConvScorer, scores_to_density
 from dart.tokenizer import DartTokenizer, check_images
 
