@@ -38,6 +38,7 @@ MAKERS = {
 WITHOUT_EFFECT = frozenset(
     {
         "pipeline",
+        "pipeline.clip_rules",
         "pipeline.config",
         "pipeline.data.lazy",
         "pipeline.data.verify",
@@ -59,10 +60,11 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 ELSEWHERE = {
-    "fetch": {"pipeline.data.catalog"},  # which data set there is, not what is in it
+    "fetch": {"pipeline.data.catalog", "pipeline.data.index"},  # which data set there is, not what is in it
     "shard": {"pipeline.data.download"},
-    "train": {"pipeline.journal", "pipeline.benchmark", "dart.cost"},  # the plan's preview counts, it does not train
-    "sweep": {"pipeline.journal", "pipeline.benchmark", "dart.cost"},
+    # The plan's preview counts and asks the data set's options, it does not train.
+    "train": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost"},
+    "sweep": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost"},
     "evaluate": {"dart.draw.clips", "dart.draw.figures"},  # pictures for MLflow
 }
 

@@ -20,11 +20,12 @@ HOMES = {
     "pandas": ("pipeline.report",),
     "webdataset": ("pipeline.data.shards", "pipeline.data.loader"),
     "sklearn": ("pipeline.data",),
-    "matplotlib": ("pipeline.report", "dart.draw.figures"),
+    "matplotlib": ("pipeline.report", "dart.draw.clips", "dart.draw.figures"),
+    "av": ("pipeline.data.video",),
     "jinja2": ("pipeline.report",),
     "dvc": (),
 }
-HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "pandas", "matplotlib", "sklearn", "webdataset", "dvc")
+HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "pandas", "matplotlib", "sklearn", "webdataset", "dvc", "av")
 
 
 def within(name: str, packages: tuple[str, ...]) -> bool:
