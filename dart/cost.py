@@ -1,10 +1,11 @@
 """The paper's Params and GFLOPs columns, rebuilt: `python -m dart.cost [--csv FILE]`.
 
-Every DeiT row of arXiv 2506.10390 and every scoring network, counted on our models beside the published figures. Takes
-half a minute on one core.
+Every row of arXiv 2506.10390 for DeiT, Vim and VideoMamba and every scoring network, counted on our models beside the
+published figures. Takes a minute on one core.
 """
 
 import argparse
+import copy
 import csv
 import math
 import sys
@@ -17,15 +18,25 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 COUNTED = """\
 Params: all of them, and those that are trained; score networks are frozen in the paper, and count. They are published
-in whole millions, those of the Ti rows rounded up (6.3 as 7): a difference that ends at the next million is no more.
+in whole millions, those of the DeiT-Ti rows rounded up (6.3 as 7): a difference within that rounding is no more.
 GFLOPs: as the paper counts them, one multiply-accumulate is one operation (fvcore's convention). Counted here are
 matrix products, convolutions and both products of attention of one forward pass of one image, score network, partition
 and position embedding included: half of what torch.utils.flop_counter says. Norms, activations, resizing, prefix sums
 and look-ups, of which fvcore counts some, are below 1 % and are not counted.
 Scores are read off a copy of 224 x 224 px: the published figures belong to it (the published code reads 448 x 448).
 MobileNetV3 and EfficientNet-B0 rows are models of mode='paper'; the others of mode='invariant', which have the same
-networks and tokens, for the authors' code has none of these. Plain rows are timm's DeiT.
+networks and tokens, for the authors' code has none of these. Plain DeiT is timm's.
+Of a Mamba block the paper counts the projections in and out; for Vim the scan too, with 9 per state and 1 per channel
+for each token and direction, for VideoMamba not: the two families cannot be compared with each other by the published
+figures. "All" counts every part of both: projections, maps to step sizes, convolutions, scan.
+Vim's "784" are 27 x 27 patches (16 px every 8 px of 224): the figures published for 784 are those of 729 tokens.
 """
+# Which parts of a Mamba block a column counts, see `dart.models.mamba.MixerMacs`.
+CONVENTIONS = {
+    "all": ("projections", "steps", "convolutions", "scan"),
+    "vim": ("projections", "scan"),
+    "videomamba": ("projections",),
+}
 
 
 class Row(NamedTuple):
@@ -38,6 +49,7 @@ class Row(NamedTuple):
     paper_params_m: int | None
     paper_gflops: float | None
     reason: str = ""  # why the GFLOPs differ, where they do
+    true_tokens: int | None = None  # where they are not as many as the paper says
 
 
 class Cost(NamedTuple):
@@ -45,7 +57,8 @@ class Cost(NamedTuple):
 
     params: int
     trainable: int
-    macs: int
+    macs: int  # all of them
+    paper_macs: int  # by the convention that the paper has for this family
 
 
 class Comparison(NamedTuple):
@@ -58,7 +71,15 @@ class Comparison(NamedTuple):
     reason: str
 
 
-VARIANTS = {"DeiT-Ti": "tiny", "DeiT-S": "small", "DeiT-S +": "small", "DeiT-B": "base"}
+# The paper's names of backbones (+ is more tokens) -> ours, and the variant.
+BACKBONES = {
+    "DeiT-Ti": ("deit", "tiny"),
+    "DeiT-S": ("deit", "small"),
+    "DeiT-B": ("deit", "base"),
+    "Vim-Ti": ("vim", "tiny"),
+    "Vim-S": ("vim", "small"),
+    "VideoMamba-Ti": ("videomamba", "tiny"),
+}
 PAPER_MODE = {"mode": "paper", "score_input": "224"}
 SCORERS: dict[str, dict[str, Any]] = {
     "MobileNetV3-Small": {**PAPER_MODE, "scorer": "mobilenetv3_small_v1"},
@@ -80,6 +101,19 @@ ROWS = (
     Row("classification", "DeiT-S +", None, 576, 22, 15.5),
     Row("classification", "DeiT-S +", "MobileNetV3-Large", 392, 24, 10.1),
     Row("classification", "DeiT-B", None, 196, 86, None),
+    Row("classification", "Vim-Ti", None, 196, 7, 1.60),
+    Row("classification", "Vim-Ti", "MobileNetV3-Small", 196, 8, 1.68),
+    Row("classification", "Vim-Ti +", None, 784, 7, 5.95, true_tokens=729),
+    Row("classification", "Vim-Ti +", "MobileNetV3-Small", 392, 8, 3.29),
+    Row("classification", "Vim-S", None, 196, 26, 5.30),
+    Row("classification", "Vim-S", "MobileNetV3-Large", 196, 29, 5.55),
+    Row("classification", "Vim-S +", None, 784, 26, 19.6, true_tokens=729),
+    Row("classification", "Vim-S +", "MobileNetV3-Large", 392, 29, 10.9),
+    Row("classification", "VideoMamba-Ti", None, 196, 7, 1.08),
+    Row("classification", "VideoMamba-Ti", "MobileNetV3-Small", 196, 8, 1.15),
+    Row("classification", "VideoMamba-Ti +", None, 784, 7, 4.30),
+    Row("classification", "VideoMamba-Ti +", None, 1296, 7, 7.11),
+    Row("classification", "VideoMamba-Ti +", "MobileNetV3-Small", 392, 8, 2.24),
     Row("scoring networks", "DeiT-Ti", None, 196, 6, 1.26),
     Row("scoring networks", "DeiT-Ti", "MobileNetV3-Small", 196, 7, 1.32),
     Row("scoring networks", "DeiT-Ti", "MobileNetV3-Large", 196, None, None),
@@ -91,13 +125,16 @@ ROWS = (
 
 def compare(row: Row) -> Comparison:
     """Build a row's model and set its cost beside the paper's."""
-    cost = count_cost(*resolve(row))
+    name, options, img_size = resolve(row)
+    cost = count_cost(name, options, img_size, convention=_family(row)[0])
     params_diff = _difference(cost.params / 1e6, row.paper_params_m)
-    gflops_diff = _difference(cost.macs / 1e9, row.paper_gflops)
+    gflops_diff = _difference(cost.paper_macs / 1e9, row.paper_gflops)
     reasons = []
     if params_diff is not None and abs(params_diff) > TOLERANCE:
-        rounded_up = math.ceil(cost.params / 1e6) == row.paper_params_m
-        reasons.append("params published in whole millions, rounded up" if rounded_up else "params: UNEXPLAINED")
+        up = math.ceil(cost.params / 1e6) == row.paper_params_m
+        near = round(cost.params / 1e6) == row.paper_params_m
+        rounding = "params published in whole millions" + ("" if near else ", rounded up")
+        reasons.append(rounding if up or near else "params: UNEXPLAINED")
     if gflops_diff is not None and abs(gflops_diff) > TOLERANCE:
         reasons.append(row.reason or "GFLOPs: UNEXPLAINED")
     return Comparison(row, cost, params_diff, gflops_diff, "; ".join(reasons))
@@ -105,47 +142,82 @@ def compare(row: Row) -> Comparison:
 
 def resolve(row: Row) -> tuple[str, dict[str, Any], int]:
     """A row's model: its name in timm, its options, and the side in pixels of the images that it reads."""
-    variant = VARIANTS[row.backbone]
+    backbone, variant = _family(row)
     if row.scorer is None:  # patches of 16 px: as many tokens as the image has
-        img_size = 16 * math.isqrt(row.tokens)
-        return f"deit_{variant}_patch16_224", {"img_size": img_size}, img_size
-    return f"dart_deit_{variant}", {"token_budget": row.tokens, **SCORERS[row.scorer]}, 448
+        img_size = 16 * math.isqrt(row.true_tokens or row.tokens)
+        name = f"deit_{variant}_patch16_224" if backbone == "deit" else f"{backbone}_{variant}"
+        return name, {"img_size": img_size}, img_size
+    scorer = SCORERS[row.scorer]
+    if backbone != "deit":  # the second head of the score networks
+        scorer = {**scorer, "scorer": scorer["scorer"].replace("_v1", "_v2")}
+    return f"dart_{backbone}_{variant}", {"token_budget": row.tokens, **scorer}, 448
 
 
-def count_cost(model_name: str, options: dict[str, Any], img_size: int) -> Cost:
-    """The cost of a model that timm knows, for one RGB image of img_size x img_size pixels."""
+def _family(row: Row) -> tuple[str, str]:
+    return BACKBONES[row.backbone.removesuffix(" +")]
+
+
+def count_cost(model_name: str, options: dict[str, Any], img_size: int, convention: str = "all") -> Cost:
+    """The cost of a model that timm knows, for one RGB image of img_size x img_size pixels.
+
+    Args:
+        convention: A key of `CONVENTIONS`, for `Cost.paper_macs`; a model without Mamba blocks has one figure alone.
+    """
     import timm
 
     import dart.models  # noqa: F401  (registers the models)
 
     model = timm.create_model(model_name, **options).eval()
     parameters = list(model.parameters())
+    found = count_parts(model, (1, 3, img_size, img_size))
     return Cost(
         params=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        macs=count_macs(model, (1, 3, img_size, img_size)),
+        macs=sum(found.values()),
+        paper_macs=found["operations"] + sum(found[part] for part in CONVENTIONS.get(convention, CONVENTIONS["all"])),
     )
 
 
 def count_macs(model: "nn.Module", shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one forward pass of zeros of this shape."""
+    """Multiply-accumulates of one forward pass of zeros of this shape, all of `count_parts`."""
+    return sum(count_parts(model, shape).values())
+
+
+def count_parts(model: "nn.Module", shape: tuple[int, ...]) -> dict[str, int]:
+    """Multiply-accumulates of one forward pass of zeros of this shape, by what they are.
+
+    Returns:
+        "operations": matrix products, convolutions and attention, as torch counts them; and the parts of Mamba blocks
+        (`dart.models.mamba.MixerMacs`), which are counted by formula and not computed: what torch would see of a scan
+        depends on how it is implemented.
+    """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from dart.models.mamba import BidirectionalMixer, CountedMixer, MixerMacs
+
+    whole = torch.nn.Sequential(model)  # a mixer by itself can be replaced too
+    if any(isinstance(module, BidirectionalMixer) for module in whole.modules()):
+        whole = copy.deepcopy(whole)
+    modules = dict(whole.named_modules())
+    counted = {name: CountedMixer(module) for name, module in modules.items() if isinstance(module, BidirectionalMixer)}
+    for name, mixer in counted.items():
+        whole.set_submodule(name, mixer)
     # Fused attention would be counted by some backends and missed by others; its plain form is two matrix products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(shape))
-    return int(counter.get_total_flops()) // 2
+        whole(torch.zeros(shape))
+    parts = {part: sum(getattr(mixer.macs, part) for mixer in counted.values()) for part in MixerMacs._fields}
+    return {"operations": int(counter.get_total_flops()) // 2, **parts}
 
 
 HEADER = (
     "table", "backbone", "scoring network", "tokens", "params (M)", "trained (M)", "paper", "diff (%)",
-    "GFLOPs", "paper", "diff (%)", "reason, where above 2 %",
+    "GFLOPs", "paper", "diff (%)", "all", "reason, where above 2 %",
 )  # fmt: skip
 CSV_HEADER = (
     "table", "backbone", "scorer", "tokens", "params_m", "trainable_m", "params_m_paper", "params_diff_pct",
-    "gflops", "gflops_paper", "gflops_diff_pct", "reason",
+    "gflops", "gflops_paper", "gflops_diff_pct", "gflops_all", "reason",
 )  # fmt: skip
 
 
@@ -161,9 +233,10 @@ def format_row(found: Comparison) -> list[str]:
         f"{cost.trainable / 1e6:.3f}",
         "-" if row.paper_params_m is None else str(row.paper_params_m),
         _percent(found.params_diff),
-        f"{cost.macs / 1e9:.3f}",
+        f"{cost.paper_macs / 1e9:.3f}",
         "-" if row.paper_gflops is None else f"{row.paper_gflops:g}",
         _percent(found.gflops_diff),
+        f"{cost.macs / 1e9:.3f}",
         found.reason,
     ]
 

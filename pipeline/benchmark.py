@@ -17,7 +17,8 @@ COUNTER = {
     "name": "torch.utils.flop_counter.FlopCounterMode",
     "counts": (
         "multiply-accumulates (half its operations) of matrix products, convolutions and both products of "
-        "attention, in one forward pass of one image, scorer and position embedding included; not norms, "
+        "attention, in one forward pass of one image, scorer and position embedding included; of a state-space "
+        "scan, by formula, 9 per state and channel and 1 per channel for each token and direction; not norms, "
         "activations, softmax, pooling, sorting, prefix sums and look-ups."
     ),
 }

@@ -98,6 +98,20 @@ class BidirectionalMixer(nn.Module):
         return selective_scan(x, dt, rates, b, c, self.get_parameter(f"D{name}"))
 
 
+class CountedMixer(nn.Module):
+    """In a mixer's place to count its cost: computes nothing, passes the tokens on, and keeps the cost in `macs`."""
+
+    def __init__(self, mixer: BidirectionalMixer) -> None:
+        super().__init__()
+        self.mixer, self.macs = mixer, MixerMacs(0, 0, 0, 0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, D), as they are."""
+        more = self.mixer.count_macs(tokens.shape[0] * tokens.shape[1])
+        self.macs = MixerMacs(*(a + b for a, b in zip(self.macs, more, strict=True)))
+        return tokens
+
+
 class StreamNorm(nn.RMSNorm):
     """The norm of the residual stream: computed in the stream's precision, given in the dtype of the weights."""
 

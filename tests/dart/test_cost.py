@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from timm.layers import Attention
 
-from dart.cost import CSV_HEADER, ROWS, compare, count_cost, count_macs, main, resolve
+from dart.cost import CSV_HEADER, ROWS, compare, count_cost, count_macs, count_parts, main, resolve
+from dart.models.mamba import BidirectionalMixer
 
 
 def test_the_counter_counts_multiply_accumulates():
@@ -16,6 +18,25 @@ def test_the_counter_counts_multiply_accumulates():
     assert count_macs(torch.nn.Conv2d(6, 4, 3, padding=1, groups=2), (2, 6, 5, 7)) == 2 * (5 * 7) * 4 * (6 // 2) * 9
     tokens, dim = 10, 16
     assert count_macs(Attention(dim, num_heads=2).eval(), (1, tokens, dim)) == 4 * tokens * dim**2 + 2 * tokens**2 * dim
+
+
+@pytest.mark.parametrize("dim", [192, 384])
+def test_a_mamba_block_costs_what_its_formula_says(dim):
+    tokens = 5
+    mixer = BidirectionalMixer(dim)
+    parts = mixer.count_macs(tokens)
+    assert sum(parts) - parts.scan == tokens * (6.5 * dim**2 + 144 * dim)
+    assert parts.projections + parts.scan == tokens * (6 * dim**2 + 580 * dim)  # as published for Vim
+    model = torch.nn.Sequential(torch.nn.LayerNorm(dim), mixer)
+    assert count_macs(model, (1, tokens, dim)) == count_macs(mixer, (1, tokens, dim)) == sum(parts)
+    assert model[1] is mixer, "the model that is counted stays as it is"
+
+
+def test_clips_cost_as_many_times_more_as_they_have_tokens():
+    model = timm.create_model("videomamba_tiny", num_frames=2, depth=2, num_classes=0).eval()
+    one, three = (count_parts(model, (1, 3, frames, 224, 224)) for frames in (1, 3))
+    assert one["scan"] * 589 == three["scan"] * 197
+    assert three["operations"] == 3 * one["operations"] == 3 * 196 * 768 * 192
 
 
 def test_a_plain_deit_costs_what_its_shapes_say():
@@ -54,8 +75,32 @@ def test_every_row_of_the_paper_has_its_model():
         ("DeiT-Ti", True, 196, 7, 1.37),
         ("DeiT-Ti", True, 196, 7, 1.54),
         ("DeiT-Ti", True, 196, 10, 2.41),
+        ("Vim-Ti", False, 196, 7, 1.60),
+        ("Vim-Ti", True, 196, 8, 1.68),
+        ("Vim-Ti +", False, 784, 7, 5.95),
+        ("Vim-Ti +", True, 392, 8, 3.29),
+        ("Vim-S", False, 196, 26, 5.30),
+        ("Vim-S", True, 196, 29, 5.55),
+        ("Vim-S +", False, 784, 26, 19.6),
+        ("Vim-S +", True, 392, 29, 10.9),
+        ("VideoMamba-Ti", False, 196, 7, 1.08),
+        ("VideoMamba-Ti", True, 196, 8, 1.15),
+        ("VideoMamba-Ti +", False, 784, 7, 4.30),
+        ("VideoMamba-Ti +", False, 1296, 7, 7.11),
+        ("VideoMamba-Ti +", True, 392, 8, 2.24),
     }
     assert resolve(ROWS[5]) == ("deit_small_patch16_224", {"img_size": 384}, 384)
+
+
+@pytest.mark.parametrize(("backbone", "tokens"), [("Vim-Ti", 196), ("Vim-Ti +", 784), ("VideoMamba-Ti", 196)])
+def test_the_two_state_space_families_count_by_their_own_convention(backbone, tokens):
+    row = next(row for row in ROWS if (row.backbone, row.tokens, row.scorer) == (backbone, tokens, None))
+    found = compare(row)
+    length = (row.true_tokens or tokens) + 1
+    scan = 580 * 192 if backbone.startswith("Vim") else 0
+    assert found.cost.paper_macs == 24 * length * (6 * 192**2 + scan) + (length - 1) * 768 * 192 + 192 * 1000
+    assert found.cost.macs == found.cost.paper_macs + 24 * length * (6.5 * 192**2 + 724 * 192 - 6 * 192**2 - scan)
+    assert abs(found.gflops_diff) < 0.01
 
 
 @pytest.mark.slow
