@@ -22,7 +22,9 @@ CODE = (
     "pipeline/model.py",
     *(f"pipeline/train/{name}.py" for name in ("loop", "optim", "checkpoint", "mixing")),
 )
-CODE += tuple(f"pipeline/data/{name}.py" for name in ("loader", "transforms", "augment", "clips", "video", "index"))
+CODE += tuple(
+    f"pipeline/data/{name}.py" for name in ("loader", "transforms", "augment", "clips", "video", "index", "order")
+)
 # Below dart/, but no weight depends on them.
 APART = ("dart/cost.py", "dart/deploy.py", "dart/draw/*.py", "dart/official.py", "dart/weights.py")
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from pipeline.config import Trial, absurd_precision
 from pipeline.data.clips import clip_sampling
 from pipeline.data.index import load_manifest
-from pipeline.data.loader import GlobalBatches, eval_loader, train_loader
+from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.order import GlobalBatches
 from pipeline.errors import UserError, problem
 from pipeline.journal import Journal
 from pipeline.model import build_model, model_kwargs

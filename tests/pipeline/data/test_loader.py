@@ -8,15 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.loader import (
-    GlobalBatches,
-    ShardDataset,
-    epoch_order,
-    eval_batches,
-    eval_loader,
-    sample_key,
-    train_loader,
-)
+from pipeline.data.loader import ShardDataset, eval_loader, sample_key, train_loader
+from pipeline.data.order import GlobalBatches, epoch_order, eval_batches
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import Suite, Trial
-from pipeline.data.loader import GlobalBatches, epoch_draws, epoch_order
+from pipeline.data.order import GlobalBatches, epoch_draws, epoch_order
 from pipeline.errors import UserError
 from pipeline.journal import curves, read_journal
 from pipeline.recipe import AugmentConfig
