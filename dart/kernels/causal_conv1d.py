@@ -3,15 +3,13 @@
 # B batch, L tokens, E channels, W width
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
-from dart.kernels.dispatch import is_exporting
+from dart.kernels.dispatch import is_exporting, use_triton
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,6 +23,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Returns:
         (B, L, E) in the dtype of `x`, summed in float32 at least; differentiable once, in every argument.
     """
+    if use_triton(x, weight):
+        from dart.kernels.causal_conv1d_triton import causal_conv1d_triton
+
+        return causal_conv1d_triton(x, weight, bias)
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     conv = causal_conv1d_reference if is_exporting() else conv_shifted
     return conv(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
@@ -93,9 +95,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 conv_shifted.register_autograd(_backward, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.dart.causal_conv1d_shifted)
-def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    """As torch counts a convolution (`dart.cost`)."""
-    return 2 * x[0] * x[1] * x[2] * weight[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dart.kernels.dispatch import is_exporting
+from dart.kernels.dispatch import is_exporting, use_triton
 from dart.kernels.selective_scan_blocks import scan_blocks
 
 
@@ -36,6 +36,10 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     """
     if is_exporting():
         return scan_in_runs(x, dt, A, B, C, D)
+    if use_triton(x, dt, A, B, C):
+        from dart.kernels.selective_scan_triton import selective_scan_triton
+
+        return selective_scan_triton(x, dt, A, B, C, D)
     return scan_blocks(*_promote(x, dt, A, B, C, D))[0].to(x.dtype)
 
 

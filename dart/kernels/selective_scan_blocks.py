@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 # By measurement on CPUs with 1 MB of cache: fewer tokens cost operators, more of them leave the cache, and so do
 # more numbers (states of a block, for all the images that are taken at once).
@@ -80,12 +79,6 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 
 scan_blocks.register_autograd(_backward, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.dart.selective_scan_blocks)
-def _flops(x: Sequence[int], dt: Sequence[int], A: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    """Of the product that reads the states, the only one that is counted of a model (`dart.cost`)."""
-    return 2 * x[0] * x[1] * x[2] * A[1]
 
 
 def _parts(tensors: Sequence[Tensor], starts: Tensor) -> list[tuple[Tensor, ...]]:

@@ -17,6 +17,8 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+import torch
+from dart.kernels import causal_conv1d_triton as conv, selective_scan_triton as scan
 from dart.kernels import embed_regions_triton as embed, invert_cdf_triton as invert, sample_regions_triton as sample
 
 
@@ -51,6 +53,19 @@ for dtype, size in (("*bf16", 2), ("*fp32", 4)):
             constants |= tile | {"HAS_BIAS": True, "WIDE": False}
             pointers = gather | {"weight": dtype, "bias": dtype, "out": dtype}
             compile(embed._embed_kernel, pointers, constants, **options)
+    for dim, states in ((96, 8), (768, 16)):
+        _, _, tile = scan._launch(torch.empty(1, 197, dim), torch.empty(dim, states))
+        options = {"num_warps": tile.pop("num_warps")}
+        tile |= {"HAS_D": True}
+        given = {"x": dtype, "dt": fp32, "rates": fp32, "enter": dtype, "read": dtype, "direct": fp32, "starts": fp32}
+        compile(scan._scan_kernel, given | {"y": dtype}, tile, **options)
+        sums = dict.fromkeys(("to_rates", "to_enter", "to_read", "to_direct"), fp32)
+        grads = {"grad": dtype, "to_x": dtype, "to_dt": fp32} | sums
+        compile(scan._scan_backward_kernel, given | grads, tile, **options)
+    taps = {"WIDTH": 4, "TOKENS": conv.TOKENS, "CHANNELS": conv.CHANNELS}
+    given = {"x": dtype, "weight": fp32}
+    compile(conv._conv_kernel, given | {"bias": fp32, "out": dtype}, taps | {"HAS_BIAS": True})
+    compile(conv._conv_backward_kernel, given | {"grad": dtype, "to_x": dtype, "parts": fp32}, taps)
 """
 
 
