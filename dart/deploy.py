@@ -25,7 +25,9 @@ def optimize_for_inference(model: AnyModule) -> AnyModule:
     """
     ready = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(ready)
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in ready.parameters():
+        if parameter.ndim == 4:  # a model of clips has kernels of five axes too, which have no such layout
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return ready
 
 

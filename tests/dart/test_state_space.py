@@ -6,6 +6,7 @@ import torch
 from timm.models import save_for_hf
 
 import dart.models  # noqa: F401 (registers the models with timm)
+from dart.deploy import optimize_for_inference
 from dart.registry import TOKENIZERS, VARIANTS
 
 SMALL = {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_classes": 5}
@@ -189,6 +190,14 @@ def test_saved_for_the_hub_and_created_from_there(name, kwargs, tmp_path):
     save_for_hf(model, str(tmp_path), model_args=kwargs, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(model(images), again(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [*KINDS, ("videomamba_tiny", {k: v for k, v in CLIPS.items() if k != "token_budget"})]
+)
+def test_made_ready_for_inference_it_answers_the_same(name, kwargs):
+    model, images = build(name, **kwargs), inputs(kwargs)
+    torch.testing.assert_close(optimize_for_inference(model)(images), model(images), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
