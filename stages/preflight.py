@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.cli import run_stage
 
@@ -24,7 +25,7 @@ def main() -> None:
 
     params = load_params()
     checks: list[Callable[[], object]] = [
-        *(lambda name=name: load_suite(name) for name in params.suites),
+        *(lambda name=name: check_source(name, load_suite(name).dataset) for name in params.suites),
         lambda: check_uri(resolve_uri(params.tracking.uri)),
         check_disk,
         check_temp_path,
@@ -37,6 +38,18 @@ def main() -> None:
             found.append(str(error))
     if found:
         raise UserError("\n".join(found))
+
+
+def check_source(suite: str, dataset: Any) -> None:
+    """Raise UserError where a data set is to be read from a folder that is not there, and is not in shards yet."""
+    from pipeline.errors import UserError, problem
+
+    path = getattr(dataset, "path", None)
+    if path is None or (Path("data") / suite / "shards/manifest.json").is_file():
+        return
+    if not Path(path).expanduser().is_dir():
+        remedy = f"set dataset.path in suites/{suite}.yaml to your copy of the data"
+        raise UserError(problem(f"suites/{suite}.yaml: dataset.path", path, "no such directory", remedy))
 
 
 def check_disk(folder: Path = Path(), need_gb: float = NEED_GB) -> None:

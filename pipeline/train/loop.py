@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -297,9 +297,11 @@ def load_start(model: nn.Module, trial: Trial, init_dir: Path | None) -> None:
     where = f"experiments.{trial.name}.init_from"
     if path is None or not path.is_file():
         raise UserError(problem(where, trial.init_from.name, "has left no weights", "see why its run failed"))
+    from dart.models.checkpoint import filter_checkpoint  # a table of positions is resampled to the model's
+
     try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
+        model.load_state_dict(filter_checkpoint(load_file(path), cast(Any, model)))
+    except (RuntimeError, ValueError) as error:
         rule = f"its weights are another model's ({str(error).splitlines()[-1].strip()})"
         raise UserError(problem(where, trial.init_from.name, rule)) from None
 

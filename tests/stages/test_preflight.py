@@ -53,6 +53,17 @@ def test_all_problems_are_told_at_once_without_a_traceback(project: Path) -> Non
     assert "Traceback" not in result.stderr
 
 
+def test_a_data_set_that_is_not_there_is_said_at_once(project: Path) -> None:
+    (project / "suites/imagenet1k.yaml").write_bytes((ROOT / "suites/imagenet1k.yaml").read_bytes())
+    edit(project / "suites/imagenet1k.yaml", "dataset", "path", str(project / "nowhere"))
+    (project / "params.yaml").write_text("suites: [imagenet1k]\n")
+    result = preflight(project)
+    assert result.returncode == 1
+    assert "nowhere': no such directory; set dataset.path in suites/imagenet1k.yaml to your copy" in result.stderr
+    (project / "nowhere").mkdir()
+    assert preflight(project).returncode == 0
+
+
 def test_it_loads_nothing_heavy() -> None:
     code = "import sys, runpy; sys.argv = ['preflight']; runpy.run_module('stages.preflight', run_name='__main__');"
     code += "print(sorted({'torch', 'mlflow', 'ray', 'pandas'} & sys.modules.keys()))"
