@@ -133,13 +133,18 @@ def notes(records: Records) -> list[str]:
     sha256 = (records.runs or records.checks or records.trials)[0].manifest_sha256
     source = f"{manifest['source']}; {manifest['licence']}"
     return [
-        f"Data: {manifest['dataset']} ({source}), manifest sha256 {sha256[:10]}.",
+        f"Data: {manifest['dataset']} ({source}), manifest sha256 {sha256[:10]}.{_left_out(manifest)}",
         f"Top-1, top-5: share of the {num_test} samples of the test split, each counted once; mean ± sample "
         "standard deviation (n - 1) over the seeds. Only complete runs are averaged, the others are named.",
         "Parameters: all of the model, the scorer included.",
         f"GFLOPs: 1e9 multiply-accumulates for one {unit}, as the paper counts them. {_counter(bench)}",
         f"{unit.capitalize()}s/s: {_timing(bench)}",
     ]
+
+
+def _left_out(manifest: dict[str, Any]) -> str:
+    dropped = manifest.get("dropped", [])
+    return f" {len(dropped)} of its files are left out, manifest.json says why." if dropped else ""
 
 
 def hardware(bench: dict[str, Any]) -> str:

@@ -44,6 +44,14 @@ def test_a_suite_of_clips_counts_clips(lab: Any) -> None:
     assert "Images/s" not in clips
 
 
+def test_files_of_the_data_that_were_left_out_are_counted(lab: Any) -> None:
+    records = lab.load()
+    dropped = [["val/a.mp4", "is empty"], ["train/b.mp4", "is missing"]]
+    partial = replace(records, manifest={**records.manifest, "dropped": dropped})
+    assert "2 of its files are left out, manifest.json says why." in formats.to_markdown(partial)
+    assert "left out" not in formats.to_markdown(records)
+
+
 def test_rows_are_in_the_order_of_the_plan_with_mean_and_sample_deviation(lab: Any) -> None:
     table = comparison(lab.load())
     assert list(table["experiment"]) == ["uniform-36", "uniform-64", "dart-36", "dart-16"]
