@@ -38,10 +38,12 @@ class StateSpaceModel(nn.Module):
         drop_path_rate: Stochastic depth: what the last block mixed is left out this often, the first's never.
         pos_embed: "table", or for regions "geometry".
         table_size: Side of the table; None for that of the regular grid of `img_size`. Regions carry it.
+        num_frames: T that a model of clips is made for; None for images.
         options: For regions, what else `dart.models.tokenizers.build_tokenizer` takes.
     """
 
     average_directions: ClassVar[bool]
+    reads_clips: ClassVar[bool] = False
     patch_embed: Any  # timm's PatchEmbed, a region tokenizer, or one of dart.paper, which need torchvision's networks
     pos_embed: nn.Parameter | None
 
@@ -61,9 +63,14 @@ class StateSpaceModel(nn.Module):
         *,
         pos_embed: str = "table",
         table_size: int | None = None,
+        num_frames: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        if num_frames is not None:
+            self._check_frames(num_frames)
+            options["num_frames"] = num_frames  # for the tokenizer
+        self.num_frames = num_frames
         self.tokenizer, self.in_chans = tokenizer, in_chans
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
@@ -300,6 +307,14 @@ class StateSpaceModel(nn.Module):
             "stem": r"^cls_token|^pos_embed|^temporal_pos_embedding|^patch_embed",
             "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
         }
+
+    def _check_frames(self, num_frames: int) -> None:
+        if not self.reads_clips:
+            raise ValueError(
+                f"num_frames = {num_frames}: {type(self).__name__} reads images; use a *videomamba_* model"
+            )
+        if num_frames < 1:
+            raise ValueError(f"num_frames = {num_frames}: must be at least 1; None for images")
 
     def _run(self, layer: nn.Module, mixed: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.grad_checkpointing and self.training:

@@ -22,22 +22,18 @@ class VideoMamba(StateSpaceModel):
     start, so that a model of clips starts as its model of images.
 
     Args:
-        num_frames: T that the model is made for, and the length of the time table; a clip of another length has it
-            resampled. None for images.
+        num_frames: T that the model is made for, and the length of the time table, which is resampled for clips of
+            another length. None for images.
         others: See `StateSpaceModel`.
     """
 
     average_directions = False
+    reads_clips = True
 
-    def __init__(self, tokenizer: str = "plain", *, num_frames: int | None = None, **others: Any) -> None:
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"num_frames = {num_frames}: must be at least 1; None for images")
-        if num_frames is not None:
-            others["num_frames"] = num_frames  # for the tokenizer
-        super().__init__(tokenizer, **others)
-        self.num_frames = num_frames
-        if num_frames is not None and self.pos_embed is not None:
-            self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames, self.embed_dim))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.num_frames is not None and self.pos_embed is not None:
+            self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, self.num_frames, self.embed_dim))
 
     @staticmethod
     def class_index(num_patches: int) -> int:

@@ -222,6 +222,8 @@ def test_it_exports_with_a_dynamic_batch(name, kwargs):
         ("vim_tiny", {"pos_embed": "geometry"}, "pos_embed, table_size: for dart_.* and uniform_.* models alone"),
         ("vim_tiny", {"pretrained": True}, "pretrained = True: no weights of vim_tiny"),
         ("vim_tiny", {"global_pool": "max"}, "global_pool = 'max': must be"),
+        ("vim_tiny", {"num_frames": 2}, "num_frames = 2: VisionMamba reads images; use a .*videomamba_.* model"),
+        ("dart_vim_nano", {"num_frames": 2}, "num_frames = 2: VisionMamba reads images"),
         ("videomamba_tiny", {"num_frames": 0}, "num_frames = 0: must be at least 1"),
         (
             "dart_videomamba_tiny",
