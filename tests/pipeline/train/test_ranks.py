@@ -1,0 +1,78 @@
+"""The whole recipe on two ranks: as on one, and bit for bit after a death."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import Suite, Trial
+from pipeline.recipe import AugmentConfig
+from pipeline.sweep.plan import plan_experiments
+from pipeline.train.loop import WEIGHTS, fit
+
+WORLD_SIZE = 2
+FULL = {
+    "scale": [0.5, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.0, "reprob": 0.25, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
+}  # fmt: skip
+
+
+class Dies(nn.Module):
+    """The data-parallel model, until a certain step."""
+
+    def __init__(self, model: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.inner, self.left = DistributedDataParallel(model), steps
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.inner(images)
+
+
+def work(rank: int, port: int, trial: str, shards: Path, run_dir: Path, steps: int) -> None:
+    """One of two ranks; dies before step `steps` of this attempt."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
+    try:
+        fit(
+            Trial.model_validate_json(trial), shards, run_dir, num_classes=10, rank=rank, world_size=WORLD_SIZE,
+            wrap=lambda model: Dies(model, steps), log_every_steps=4, checkpoint_every_s=0,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        pass
+    finally:
+        dist.destroy_process_group()
+
+
+def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6) -> None:
+    run_dir.mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = (port, trial.model_dump_json(), shards, run_dir, steps)
+    multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="fork")  # torch is loaded already
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_bit_for_bit_and_agree_with_one(tiny_suite: Suite, tiny_shards: Path, tmp_path: Path) -> None:
+    """In float64 and with a small rate, where rounding is not multiplied."""
+    trial = next(trial for trial in plan_experiments(tiny_suite) if trial.name == "dart-4")
+    recipe = {"model_ema_decay": 0.9, "augment": AugmentConfig(**FULL), "epochs": 1, "precision": "fp64", "lr": 1e-4}
+    trial = trial.model_copy(update={"train": trial.train.model_copy(update=recipe)})
+    train(trial, tiny_shards, tmp_path / "two")
+    for steps in (9, 10**6):
+        train(trial, tiny_shards, tmp_path / "died", steps)
+    (tmp_path / "one").mkdir()
+    fit(trial, tiny_shards, tmp_path / "one", num_classes=10)
+    two, died, one = ((tmp_path / name / WEIGHTS) for name in ("two", "died", "one"))
+    assert two.read_bytes() == died.read_bytes()
+    ours, theirs = load_file(two), load_file(one)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in ours)
