@@ -36,6 +36,16 @@ every_case = pytest.mark.parametrize(("name", "kwargs"), CASES)
 # What deploys beside: the uniform twin, and a scorer that reads a resized copy, as a DeiT's does by default.
 TWIN = pytest.param("uniform_vit_micro", VIT, id="uniform")
 RESIZED = pytest.param("dart_deit_tiny", {**DEIT, "scorer": "mobilenetv3_small", "score_input": 32}, id="resized")
+VIM = {
+    "num_classes": 10,
+    "in_chans": 1,
+    "depth": 1,
+    "token_budget": 16,
+    "img_size": 64,
+    "patch_size": 8,
+    "scorer": "conv",
+}
+SCAN = pytest.param("dart_vim_nano", VIM, id="scan")
 needs_compiler = pytest.mark.skipif(not (which("c++") or which("g++") or which("clang++")), reason="needs C++")
 GEOMETRIES = [("flow", "mass"), ("flow", "density"), ("grid", "mass")]
 
@@ -77,7 +87,7 @@ def assert_same_learning(compiled, model: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kwargs"), CASES[:2])  # the export below has them all
+@pytest.mark.parametrize(("name", "kwargs"), [*CASES[:2], SCAN])  # the export below has them all
 def test_compiled_in_one_graph_for_all_batch_sizes(name, kwargs):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -178,7 +188,7 @@ def test_two_processes_learn_as_one(tmp_path, monkeypatch):
             torch.testing.assert_close(half["gradients"][key], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [*CASES, TWIN, RESIZED])
+@pytest.mark.parametrize(("name", "kwargs"), [*CASES, TWIN, RESIZED, SCAN])
 def test_nothing_waits_for_the_device(name, kwargs):
     """On tensors without data, forward and backward: no value and no shape depends on data, nothing is copied over."""
     model = build(name, **kwargs)
