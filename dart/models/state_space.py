@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from dart.models.mamba import NO_WEIGHT_DECAY, BidirectionalMixer, MambaBlock, StreamNorm, add_to_stream
+from dart.models.classifier import StateSpaceClassifier, check_pool
+from dart.models.mamba import BidirectionalMixer, MambaBlock, StreamNorm
 from dart.models.tokenizers import build_tokenizer, set_token_budget
 from dart.pos_embed import map_features
 from dart.tokenizer import to_pair
 
 
-class StateSpaceModel(nn.Module):
+class StateSpaceModel(StateSpaceClassifier):
     """The base of both families, which say where the class token stands and how a mixer joins its directions.
 
     The scan goes through the tokens in reading order; it knows nothing else of where they are than what the position
@@ -75,7 +74,7 @@ class StateSpaceModel(nn.Module):
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
         self.num_prefix_tokens = 1
-        self.global_pool = _check_pool(global_pool)
+        self.global_pool = check_pool(global_pool)
         self.grad_checkpointing = False
         side = table_size or max(1, to_pair(img_size)[0] // patch_size)
         shape: dict[str, Any] = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
@@ -129,26 +128,6 @@ class StateSpaceModel(nn.Module):
             raise ValueError(f"{said}: for dart_* and uniform_* models alone; leave out, or choose one of those models")
         return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
 
-    def forward(self, images: Tensor, *, num_patches: int | None = None, num_rows: int | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, num_classes), with another token budget and row count if given."""
-        return self.forward_head(self.forward_features(images, num_patches=num_patches, num_rows=num_rows))
-
-    def forward_features(
-        self, images: Tensor, *, num_patches: int | None = None, num_rows: int | None = None
-    ) -> Tensor:
-        """(B, C, H, W) -> normalised tokens (B, L, D), the class token at `class_index(N)`."""
-        mixed, stream = self.embed(images, num_patches, num_rows)[0], None
-        for layer in self.layers:
-            mixed, stream = self._run(layer, mixed, stream)
-        return self._finish(mixed, stream)
-
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, L, D) -> (B, num_classes), or the pooled feature (B, D)."""
-        prefix, patches = self.split_class(tokens)
-        pooled = {"token": prefix[:, 0], "avg": patches.mean(1), "": tokens}[self.global_pool]
-        pooled = self.head_drop(pooled)
-        return pooled if pre_logits else self.head(pooled)
-
     def embed(
         self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -187,57 +166,12 @@ class StateSpaceModel(nn.Module):
         i = self.class_index(patches.shape[1])
         return torch.cat((patches[:, :i], prefix, patches[:, i:]), 1)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        output_dict: bool = False,
-    ) -> Any:
-        """timm's: the stream after the blocks asked for, without the class token; as maps (`to_map`) or as tokens."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f'output_fmt = {output_fmt!r}: must be "NCHW" or "NLC"')
-        taken, last = feature_take_indices(len(self.layers), indices)
-        mixed, regions = self.embed(x)
-        stream = None
-        found = []
-        for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
-            mixed, stream = self._run(layer, mixed, stream)
-            if i in taken:
-                after = add_to_stream(mixed, stream)
-                found.append(self.split_class(self.norm_f(after) if norm else after.to(mixed.dtype)))
-        maps = [self.to_map(patches, regions, x) if output_fmt == "NCHW" else patches for _, patches in found]
-        prefixes = [prefix for prefix, _ in found]
-        if output_dict:
-            result: dict[str, Any] = {"image_intermediates": maps}
-            if return_prefix_tokens:
-                result["image_intermediates_prefix"] = prefixes
-            return result if intermediates_only else {**result, "image_features": self._finish(mixed, stream)}
-        out = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
-        return out if intermediates_only else (self._finish(mixed, stream), out)
-
     def to_map(self, patches: Tensor, regions: Tensor | None, images: Tensor) -> Tensor:
         """Patch tokens (B, N, D) as a map (B, D, rows, columns), re-gridded by shared area where they are regions."""
         if regions is None:
             return patches.mT.unflatten(2, self.patch_embed.grid_size)
         size = (images.shape[-2], images.shape[-1])
         return map_features(patches, regions, size, self.patch_embed.dynamic_feat_size(size))
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """timm's: drop what the intermediates asked for do not need."""
-        taken, last = feature_take_indices(len(self.layers), indices)
-        self.layers = self.layers[: last + 1]
-        if prune_norm:
-            self.norm_f = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return taken
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -277,37 +211,6 @@ class StateSpaceModel(nn.Module):
             state["pos_embed"] = self.fit_table(table)
         return state
 
-    def get_classifier(self) -> nn.Module:
-        """timm's."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """timm's: a fresh head; 0 classes for none."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = _check_pool(global_pool)
-        device, dtype = self.cls_token.device, self.cls_token.dtype
-        head = nn.Linear(self.embed_dim, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
-        self.head = head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's: keep the blocks' inputs alone and compute the rest again in the backward pass."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """timm's: the tables, what shapes the memory of the scan, and the frozen or small scorer."""
-        tables = {"pos_embed", "cls_token", "temporal_pos_embedding"}
-        shapes = tuple(f".mixer.{name}" for name in NO_WEIGHT_DECAY)
-        names = [name for name, _ in self.named_parameters()]
-        return {name for name in names if name in tables or name.endswith(shapes) or ".scorer." in name}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's: layers for layer-wise learning rates."""
-        return {
-            "stem": r"^cls_token|^pos_embed|^temporal_pos_embedding|^patch_embed",
-            "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
-        }
-
     def _check_frames(self, num_frames: int) -> None:
         if not self.reads_clips:
             raise ValueError(
@@ -315,14 +218,6 @@ class StateSpaceModel(nn.Module):
             )
         if num_frames < 1:
             raise ValueError(f"num_frames = {num_frames}: must be at least 1; None for images")
-
-    def _run(self, layer: nn.Module, mixed: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.grad_checkpointing and self.training:
-            return checkpoint(layer, mixed, stream)
-        return layer(mixed, stream)
-
-    def _finish(self, mixed: Tensor, stream: Tensor | None) -> Tensor:
-        return self.norm_f(add_to_stream(self.drop_path(mixed), stream))
 
     def _check_plain(self, images: Tensor, num_patches: int | None, num_rows: int | None) -> None:
         for name, value in (("num_patches", num_patches), ("num_rows", num_rows)):
@@ -339,9 +234,3 @@ class StateSpaceModel(nn.Module):
     def _renew_feature_info(self) -> None:
         for info in self.feature_info:
             info["reduction"] = self.patch_embed.feat_ratio()
-
-
-def _check_pool(global_pool: str) -> str:
-    if global_pool not in ("token", "avg", ""):
-        raise ValueError(f'global_pool = {global_pool!r}: must be "token", "avg" or ""')
-    return global_pool

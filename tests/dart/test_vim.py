@@ -95,6 +95,12 @@ def test_timms_contract(images):
     assert model.get_classifier().out_features == 7
 
 
+def test_what_the_last_block_mixed_is_dropped_most_often_and_the_images_never():
+    model = build(depth=3, drop_path_rate=0.4)
+    drops = [*(layer.drop_path for layer in model.layers), model.drop_path]
+    assert [getattr(drop, "drop_prob", 0) for drop in drops] == [0, 0, 0.2, 0.4]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "options"), [("vim_tiny", 224, {}), ("dart_vim_tiny", 448, {"mode": "paper"})]
 )
