@@ -105,10 +105,10 @@ def draw_digits(source: SourceDigits, num_digits: int, img_size: int, rng: np.ra
     return Drawn(rows, digits, draws)
 
 
-def place_clutter(canvas: np.ndarray, drawn: Drawn) -> None:
-    """Join a piece of every digit but the first into `canvas`, in place."""
+def place_clutter(canvas: np.ndarray, drawn: Drawn, side_frac: float = CLUTTER_FRAC) -> None:
+    """Join a piece of every digit but the first into `canvas`, in place; `side_frac` as in `cut_piece`."""
     for digit, (_, place_x, place_y, cut_x, cut_y) in zip(drawn.digits[1:], drawn.draws[1:], strict=True):
-        place(canvas, cut_piece(digit, cut_x, cut_y), place_x, place_y)
+        place(canvas, cut_piece(digit, cut_x, cut_y, side_frac), place_x, place_y)
 
 
 def draw_size(img_size: int, draw: float) -> int:
@@ -123,9 +123,9 @@ def upscale(digit: bytes, size: int) -> np.ndarray:
     return np.asarray(Image.frombytes("L", (8, 8), digit).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def cut_piece(digit: np.ndarray, draw_x: float, draw_y: float) -> np.ndarray:
-    """A square of CLUTTER_FRAC of the digit's side, from a place given by two numbers in [0, 1)."""
-    side = max(1, round(CLUTTER_FRAC * len(digit)))
+def cut_piece(digit: np.ndarray, draw_x: float, draw_y: float, side_frac: float) -> np.ndarray:
+    """A square of `side_frac` of the digit's side, from a place given by two numbers in [0, 1)."""
+    side = max(1, round(side_frac * len(digit)))
     x, y = (int(draw * (len(digit) - side + 1)) for draw in (draw_x, draw_y))
     return digit[y : y + side, x : x + side]
 

@@ -1,8 +1,8 @@
 """moving-digits: one handwritten digit moves with constant velocity over pieces of other digits that stand still.
 
-The source digits, their split and the clutter are those of cluttered-digits. What a still frame shows are strokes;
-which of them is the target, and where it goes, is only in the change from frame to frame. Every clip is a function of
-(options, split, index) alone, and the digit never leaves the frame.
+The source digits and their split are those of cluttered-digits; the pieces are larger, so that one frame alone hardly
+tells the digit from them. Which it is, and where it goes, is in the change from frame to frame. Every clip is a
+function of (options, split, index) alone, and the digit never leaves the frame.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from pipeline.data.catalog import SPLITS, Box, Encoded, MovingDigitsOptions, Sam
 from pipeline.data.lazy import LazySamples
 from pipeline.data.video import EXTENSION, encode_clip
 
+CLUTTER_FRAC = 0.6  # side of a piece, as a share of the digit it is cut from
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # x to the right, y downwards
 # How far a digit goes, as a share of the way that is free. Short, so that where it starts does not give it away.
 PATH_FRACS = (0.3, 0.6)
@@ -42,7 +43,7 @@ def compose(options: MovingDigitsOptions, source: digits.SourceDigits, split: st
     motion = int(rng.integers(len(MOTIONS)))
     side = options.img_size
     still = np.zeros((side, side), np.uint8)
-    digits.place_clutter(still, drawn)
+    digits.place_clutter(still, drawn, CLUTTER_FRAC)
     frames = np.repeat(still[None], options.num_frames, 0)
     target = drawn.digits[0]
     corners = plan_path(list(MOTIONS.values())[motion], side - len(target), options.num_frames, drawn.draws[0][1:4])
