@@ -137,6 +137,8 @@ CODE_EDITS = [
     ("dart/tokenizer.py", {"train", "sweep", "evaluate", "benchmark"}),
     ("dart/models/vit.py", {"train", "sweep", "evaluate", "benchmark"}),
     ("dart/draw/figures.py", {"report"}),
+    ("pipeline/data/video.py", {"fetch", "shard", "train", "sweep", "evaluate"}),
+    ("pipeline/data/clips.py", {"train", "sweep", "evaluate"}),
     ("pipeline/train/loop.py", {"train", "sweep"}),
     ("pipeline/tracking/ledger.py", set()),
     ("pipeline/evaluate.py", {"evaluate"}),
