@@ -16,12 +16,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0},
     },
     "vim": {
-        "nano": {"embed_dim": 48, "depth": 4, "state_size": 8},
+        "nano": {"embed_dim": 48, "depth": 3, "state_size": 4},
         "tiny": {"embed_dim": 192, "depth": 24},
         "small": {"embed_dim": 384, "depth": 24},
     },
     "videomamba": {
-        "nano": {"embed_dim": 48, "depth": 4, "state_size": 8},
+        "nano": {"embed_dim": 48, "depth": 3, "state_size": 4},
         "tiny": {"embed_dim": 192, "depth": 24},
     },
 }
