@@ -4,7 +4,7 @@ import argparse
 import importlib
 import platform
 
-COMPARISONS = ("sampling", "tokenizer", "models", "digits", "gpu")
+COMPARISONS = ("sampling", "tokenizer", "models", "scan", "digits", "gpu")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""On a CUDA device: the fused projection against its memory floor, and DART-DeiT-S against DeiT-B and DeiT-S."""
+"""On a CUDA device: fused projection and selective scan against their memory floors, DART-DeiT-S against DeiTs."""
 
 from collections.abc import Iterator
 
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.compare import Comparison, Contestant, gpu_seconds
+from benchmarks.compare import Comparison, Contestant, forward_backward, gpu_seconds
 from benchmarks.models import dart, label, plain_size
-from dart.kernels import embed_regions, sample_regions
+from dart.kernels import embed_regions, sample_regions, selective_scan
 from dart.kernels.embed_regions import embed_regions_reference
 from dart.partition import flow_regions, plan_rows
 
 SIDE, PATCH, GRID, WIDTH = 448, 16, 14, 384
 BATCH = 256  # saturates: at 448 px it is 300 MB, several times the largest cache
 DTYPE = torch.bfloat16
+SCAN = "dart.kernels.selective_scan"
 
 
 def comparisons() -> Iterator[Comparison]:
@@ -26,6 +27,8 @@ def comparisons() -> Iterator[Comparison]:
     images = torch.rand(BATCH, 3, SIDE, SIDE, device="cuda", dtype=DTYPE)
     for num_patches in (196, 392):
         yield projection(images, num_patches)
+    for learning in (False, True):
+        yield scan(learning)
     for batch in (1, BATCH):
         torch.compiler.reset()  # every graph of every model counts towards one limit
         yield from models(images[:batch])
@@ -56,6 +59,29 @@ def projection(images: Tensor, num_patches: int) -> Comparison:
     seconds = gpu_seconds(contestants["the floor: as many bytes copied"], images, 100)
     measured = f"{floor / 1e6:.0f} MB are {seconds * 1e6:.0f} us at the {floor / seconds / 1e12:.2f} TB/s of a copy"
     return Comparison(f"{num_patches} regions projected to {WIDTH} numbers; {measured}", images, contestants)
+
+
+def scan(learning: bool) -> Comparison:
+    """The scan of a Vim-Ti block. The yardstick copies as many bytes as the floor, so a ratio is the share of it."""
+    x, b, c = (torch.randn(BATCH, 197, n, device="cuda", dtype=DTYPE) for n in (384, 16, 16))
+    dt = torch.rand(x.shape, device="cuda") * 0.1
+    rates, skip = -torch.arange(1, 17.0, device="cuda").repeat(384, 1), torch.ones(384, device="cuda")
+    # Forward: x, dt, A, B, C, D are read, and y, as large as x, is written.
+    floor = 2 * x.nbytes + sum(v.nbytes for v in (dt, rates, b, c, skip))
+    if learning:  # backward, all are read again and the gradient of y with them, and a gradient is written of each
+        floor += 3 * x.nbytes + 2 * sum(v.nbytes for v in (dt, rates, b, c, skip))
+    given = [v.requires_grad_(learning) for v in (dt, rates, b, c, skip)]
+    source = torch.zeros(floor // 2, dtype=torch.uint8, device="cuda")  # half is read, half is written
+    target = torch.empty_like(source)
+    contestants: dict[str, Contestant] = {"the floor: as many bytes copied": lambda x: target.copy_(source)}
+    if learning:
+        contestants[SCAN] = forward_backward(lambda x: selective_scan(x.detach().requires_grad_(), *given))
+    else:
+        contestants[SCAN] = captured(lambda x: selective_scan(x, *given), x)
+    kind = "forward + backward" if learning else "forward"
+    return Comparison(
+        f"selective scan of 16 states, {kind}; the floor is {floor / 1e6:.0f} MB", x, contestants, {SCAN: 0.5}
+    )
 
 
 def floor_bytes(images: Tensor, regions: Tensor, weight: Tensor) -> int:
