@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-repro: $(VENV)/ready ## raw data to comparison tables (about ten minutes on two cores)
+repro: $(VENV)/ready ## raw data to comparison tables (about fifteen minutes on two cores)
 	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --quiet --local core.no_scm true
 	@$(BIN)/python -m stages.preflight
 	@$(BIN)/dvc repro
@@ -29,7 +29,7 @@ repro: $(VENV)/ready ## raw data to comparison tables (about ten minutes on two 
 readme: $(VENV)/ready ## show the last report's tables and pictures in README.md
 	@$(BIN)/python -m stages.report --readme
 
-test: $(VENV)/ready ## every test (about seven minutes on two cores)
+test: $(VENV)/ready ## every test (about ten minutes on two cores)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/ready ## lint, format and types

@@ -40,7 +40,7 @@ def preview(
     total_s = sum(seconds[key] for key in pending) / cores
     echo(
         f"{len(runs)} trials, {len(pending)} trainings to do, about {words(total_s)} with {cores} workers at a time "
-        f"({speed.source}); GFLOPs are 1e9 multiply-accumulates per image; nothing was started"
+        f"({speed.source}); GFLOPs are 1e9 multiply-accumulates per sample; nothing was started"
     )
 
 
