@@ -16,11 +16,11 @@ dataset: {name: cluttered-digits, img_size: 32, num_clutter: 1, train_samples: 6
           seed: 0}
 shards: {samples_per_shard: 25}
 model: {backbone: vit, variant: nano, img_size: 32, patch_size: 4, in_chans: 1}
-tokenizer: {name: dart, token_budget: 4, num_rows: null, partition: flow, row_weight: mass,
-  scorer: conv, score_floor: 0.3, score_blur: 1,
-            sampling: area, pos_embed: geometry}
-train: {epochs: 2, global_batch_size: 10, lr: 0.002, betas: [0.9, 0.98], weight_decay: 0.05, scorer_lr_scale: 2.0,
-        warmup_frac: 0.1, clip_grad: 1.0, label_smoothing: 0.0, augment: none, precision: fp32}
+tokenizer: {name: dart, mode: invariant, token_budget: 4, num_rows: null, partition: flow, row_weight: mass,
+            scorer: conv, score_floor: 0.3, score_blur: 1, sampling: area, pos_embed: geometry}
+train: {epochs: 2, global_batch_size: 10, lr: 0.002, min_lr: 0.0, betas: [0.9, 0.98], weight_decay: 0.05,
+        scorer_lr_scale: 2.0, warmup_frac: 0.1, clip_grad: 1.0, label_smoothing: 0.0, drop_path: 0.0,
+        model_ema_decay: null, augment: none, precision: fp32}
 seeds: [0, 1]
 experiments:
   uniform-4: {tokenizer: {name: uniform}}
