@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.config import Trial
 from pipeline.errors import UserError
+from pipeline.recipe import AugmentConfig
 
 
 def build_model(trial: Trial, num_classes: int, *, to_train: bool = False) -> nn.Module:
@@ -43,12 +44,19 @@ def build_architecture(model_name: str, architecture: Mapping[str, Any], num_cla
         raise UserError(f"{model_name}: {error}") from error
 
 
-def model_kwargs(architecture: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """The keyword arguments of `timm.create_model` for such a record; they are kept with the weights."""
+def model_kwargs(
+    architecture: Mapping[str, Any], num_classes: int, augment: AugmentConfig | None = None
+) -> dict[str, Any]:
+    """The keyword arguments of `timm.create_model` for such a record; they are kept with the weights.
+
+    Args:
+        augment: Says how pixels are normalised; None: from -1 to 1.
+    """
     options = {**architecture["model"], **architecture["tokenizer"]}
     kwargs = {k: v for k, v in options.items() if k not in ("name", "backbone", "variant") and v is not None}
     if kwargs.get("pretrained_scorer"):  # the same network without a download
         kwargs["pretrained_scorer"] = False
         kwargs |= {"scorer_norm": "batch"} if kwargs.get("mode") != "paper" else {}
     # How images become numbers (`pipeline.data.transforms`), for whoever reads pictures for the model.
-    return {**kwargs, "num_classes": num_classes, "pretrained_cfg_overlay": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
+    mean, std = (tuple(augment.mean), tuple(augment.std)) if augment else ((0.5,) * 3, (0.5,) * 3)
+    return {**kwargs, "num_classes": num_classes, "pretrained_cfg_overlay": {"mean": mean, "std": std}}

@@ -12,6 +12,7 @@ from pipeline.clip_rules import ClipsConfig
 from pipeline.schema import Fraction, Strict, inconsistent
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Channels = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=3, max_length=3)]
 Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
 
 
@@ -28,6 +29,8 @@ class AugmentConfig(Strict):
     mixup: Annotated[float, Field(ge=0)]  # alpha of mixup, 0: off
     cutmix: Annotated[float, Field(ge=0)]  # alpha of cutmix, 0: off; with mixup as well, each batch draws one of them
     crop_pct: Annotated[float, Field(gt=0, le=1)]  # in tests: the model sees this share of the shorter side, centred
+    mean: Channels  # of the pixels' channels, from 0 to 1, taken off everywhere; published weights expect ImageNet's
+    std: Channels  # by which they are divided then
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "AugmentConfig":

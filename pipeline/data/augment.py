@@ -16,7 +16,6 @@ from timm.data.transforms_factory import create_transform
 
 from pipeline.recipe import AugmentConfig
 
-GREY = (0.5, 0.5, 0.5)  # mean and deviation that take 0..1 to -1..1, as `pipeline.data.transforms.normalise`
 ERASE_WITH = "pixel"  # noise, the fill that the published recipes use
 HOLDERS = ("transforms", "ops", "policy")  # attributes that timm keeps the parts of a transform under
 
@@ -24,7 +23,7 @@ Recipe = Callable[[Image.Image], torch.Tensor]
 
 
 def build_augmentation(config: AugmentConfig, img_size: int) -> Recipe:
-    """Training: an RGB picture of any size -> (3, img_size, img_size) float32 from -1 to 1, drawn at random.
+    """Training: an RGB picture of any size -> (3, img_size, img_size) float32, drawn at random.
 
     Raises:
         ValueError: timm does not understand `auto_augment`.
@@ -40,8 +39,8 @@ def build_augmentation(config: AugmentConfig, img_size: int) -> Recipe:
             color_jitter=config.color_jitter or None,
             re_prob=config.reprob,
             re_mode=ERASE_WITH,
-            mean=GREY,
-            std=GREY,
+            mean=config.mean,
+            std=config.std,
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"train.augment.auto_augment = {config.auto_augment!r}: timm cannot read it") from error
@@ -66,8 +65,8 @@ def build_test_crop(config: AugmentConfig, img_size: int) -> Recipe:
         is_training=False,
         interpolation=config.interpolation,
         crop_pct=config.crop_pct,
-        mean=GREY,
-        std=GREY,
+        mean=config.mean,
+        std=config.std,
     )
 
 

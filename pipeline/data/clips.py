@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.data.transforms import Transform, normalise
+from pipeline.data.transforms import GREY, Transform, normalise
 from pipeline.recipe import AugmentConfig
 
 Sampling = Literal["sparse", "dense"]
@@ -150,11 +150,12 @@ class ClipTransform:
         frames = resize(read(wanted.tolist()), round(self.img_size / crop_pct), method)
         segments = [frames[rows] for rows in place.reshape(views.num_segments, -1)]
         squares = [crop(s, self.img_size, c, views.num_crops) for s in segments for c in range(views.num_crops)]
-        return torch.stack([normalise_clip(square) for square in squares])
+        mean, std = (recipe.mean, recipe.std) if isinstance(recipe, AugmentConfig) else (GREY, GREY)
+        return torch.stack([normalise_clip(square, mean, std) for square in squares])
 
 
-def normalise_clip(frames: np.ndarray) -> torch.Tensor:
-    """(T, H, W, C) uint8 -> (C, T, H, W) float32 from -1 to 1."""
+def normalise_clip(frames: np.ndarray, mean: Sequence[float] = GREY, std: Sequence[float] = GREY) -> torch.Tensor:
+    """(T, H, W, C) uint8 -> (C, T, H, W) float32, see `normalise`."""
     num_frames, height, width, channels = frames.shape
-    tall = normalise(frames.reshape(num_frames * height, width, channels))
+    tall = normalise(frames.reshape(num_frames * height, width, channels), mean, std)
     return tall.reshape(channels, num_frames, height, width)

@@ -3,7 +3,7 @@
 What is random depends on (seed, epoch, index, repeat) alone: not on the worker, the rank, or what was loaded before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from pipeline.data.augment import Recipe, apply, build_augmentation, build_test_
 from pipeline.recipe import Augment, AugmentConfig
 
 CROP_PAD_FRAC = 1 / 8  # of the side: how far an image is shifted at most
-CENTRE = 127.5  # bytes 0..255 become -1..1
+GREY = (0.5, 0.5, 0.5)  # mean and deviation of channels from 0 to 1 that take bytes 0..255 to -1..1
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,23 @@ def recorded_views(science: Mapping[str, Any]) -> dict[str, Any]:
     return {"augment": parsed, "img_size": science["model"]["img_size"]}
 
 
-def normalise(image: np.ndarray) -> torch.Tensor:
-    """(H, W) or (H, W, C) uint8 -> (C, H, W) float32 from -1 to 1."""
+def normalise(image: np.ndarray, mean: Sequence[float] = GREY, std: Sequence[float] = GREY) -> torch.Tensor:
+    """(H, W) or (H, W, C) uint8 -> (C, H, W) float32, by default from -1 to 1.
+
+    Args:
+        mean: Of at least C channels, from 0 to 1.
+        std: Likewise.
+    """
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    values = np.subtract(planes, np.float32(CENTRE), dtype=np.float32, order="C")
-    values *= np.float32(1 / CENTRE)
+    centre, scale = (255 * np.array(channels[: len(planes)])[:, None, None] for channels in (mean, std))
+    values = np.subtract(planes, centre.astype(np.float32), dtype=np.float32, order="C")
+    values *= (1 / scale).astype(np.float32)
     return torch.from_numpy(values)
 
 
 def denormalise(images: torch.Tensor) -> torch.Tensor:
-    """The inverse of `normalise`, for pictures of what a model sees: float -> uint8, same shape."""
-    return ((images + 1) * CENTRE).round().clamp(0, 255).to(torch.uint8)
+    """The inverse of `normalise` with its defaults: float -> uint8, same shape."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def flip_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -174,7 +174,8 @@ class _Fitting:
             position = self.position
             report({"epoch": epoch + 1, "step": position.step, "train_s": position.train_s, **position.metrics})
         if self.journal:
-            kwargs = model_kwargs(setup.trial.architecture(), setup.num_classes)
+            trial = setup.trial
+            kwargs = model_kwargs(trial.architecture(), setup.num_classes, trial.train.augmentation)
             save_weights(setup.run_dir / WEIGHTS, self.result, self.identity.model_name, kwargs)
             self.journal.artifact(WEIGHTS)
         num_samples = setup.num_steps * setup.trial.train.global_batch_size

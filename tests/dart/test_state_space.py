@@ -174,14 +174,16 @@ def test_groups_and_weight_decay_cover_the_names(name, kwargs):
 
 
 @each_kind
-def test_autocast_and_half_precision_weights(name, kwargs):
+def test_autocast_keeps_the_stream_in_float32(name, kwargs):
     model, images = build(name, **kwargs), inputs(kwargs)
     expected = model(images)
     with torch.autocast("cpu", torch.bfloat16):
         tokens, _ = model.embed(images)
         _, stream = model.layers[0](tokens, None)
-        torch.testing.assert_close(model(images).float(), expected, rtol=0.1, atol=0.1)
+        found = model(images).float()
     assert stream.dtype == torch.float32
+    # Rounding moves edges by a tenth of a pixel, and noise is the picture that shows it most.
+    assert (found - expected).norm() < 0.1 * expected.norm()
 
 
 @each_kind

@@ -16,6 +16,7 @@ DIGITS = YAML(typ="safe").load((ROOT / "suites/digits.yaml").read_text())
 MAPPING = {
     "scale": [0.08, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
     "color_jitter": 0.0, "reprob": 0.25, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
+    "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
 }  # fmt: skip
 PAPER = {
     "name": "dart", "mode": "paper", "token_budget": 196, "num_rows": None, "scorer": "mobilenetv3_small_v1",

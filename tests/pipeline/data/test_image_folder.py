@@ -207,7 +207,7 @@ def test_shards_of_whole_pictures_are_read_and_cropped(folder, tmp_path):
     assert manifest.image_size is None
     augment = AugmentConfig(
         scale=[0.3, 1.0], hflip=0.5, interpolation="bicubic", auto_augment=None, color_jitter=0.0, reprob=0.0,
-        aug_repeats=1, mixup=0.0, cutmix=0.0, crop_pct=0.875,
+        aug_repeats=1, mixup=0.0, cutmix=0.0, crop_pct=0.875, mean=[0.5] * 3, std=[0.5] * 3,
     )  # fmt: skip
     for training in (True, False):
         dataset = ShardDataset(tmp_path / "shards", "train", Transform(augment, img_size=16, training=training))

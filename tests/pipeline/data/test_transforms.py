@@ -61,6 +61,7 @@ def test_a_word_does_nothing_in_tests():
 STRONG = {
     "scale": [0.3, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
     "color_jitter": 0.0, "reprob": 0.5, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
+    "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
 }  # fmt: skip
 PHOTO = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
 
@@ -92,13 +93,20 @@ def test_augmentation_leaves_the_shared_generators_as_they_were():
     assert generators() == before
 
 
+def undo(views):
+    """Normalised views (N, 3, H, W) -> channels from 0 to 1."""
+    mean, std = (torch.tensor(channels)[:, None, None] for channels in (strong().mean, strong().std))
+    return views * std + mean
+
+
 def test_augmented_pictures_of_any_size_and_depth_are_squares_in_range():
     for picture in (PHOTO, PHOTO[:, :, 0], PHOTO[:9, :33]):
         views = torch.stack([drawn(picture, index=i, reprob=0.0) for i in range(20)])
         assert views.shape == (20, 1 if picture.ndim == 2 else 3, 16, 16)
         assert views.dtype == torch.float32
-        assert views.min() >= -1
-        assert views.max() <= 1
+        pixels = undo(views.expand(-1, 3, -1, -1))[:, : views.shape[1]]  # a grey one is its first channel
+        assert pixels.min() >= -1e-6
+        assert pixels.max() <= 1 + 1e-6
 
 
 def test_frames_of_a_clip_are_augmented_alike():
@@ -117,7 +125,18 @@ def test_in_tests_the_centre_is_cropped_and_nothing_drawn():
     views = [Transform(strong(crop_pct=0.5), seed, img_size=16, training=False)(picture, 0) for seed in (0, 1)]
     assert torch.equal(views[0], views[1])
     assert views[0].shape == (3, 16, 16)
-    assert views[0][:, 2:-2, 2:-2].min() > 0.99
+    white = torch.tensor([(1 - mean) / std for mean, std in zip(strong().mean, strong().std, strict=True)])
+    assert (views[0][:, 2:-2, 2:-2] - white[:, None, None]).abs().max() < 0.02
+
+
+def test_pixels_are_normalised_by_the_statistics_of_the_recipe():
+    picture = np.broadcast_to(np.array([0, 128, 255], np.uint8), (16, 16, 3))
+    recipe = strong(crop_pct=1.0)
+    mean, std = np.array(recipe.mean), np.array(recipe.std)
+    expected = torch.tensor((picture[0, 0] / 255 - mean) / std, dtype=torch.float32)
+    seen = Transform(recipe, img_size=16, training=False)(picture, 0)
+    for found in (seen, normalise(picture, recipe.mean, recipe.std)):
+        torch.testing.assert_close(found, expected[:, None, None].expand(3, 16, 16), rtol=0, atol=1e-5)
 
 
 def test_a_policy_that_timm_cannot_read_has_its_sentence():
