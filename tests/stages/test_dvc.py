@@ -1,5 +1,6 @@
 """dvc.yaml with a real DVC: what an edit makes stale, and that no code a result depends on is forgotten."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,8 @@ def record(root: Path) -> Path:
         copy(ROOT / name, root / name)
     for folder in root.rglob("__pycache__"):
         shutil.rmtree(folder)
+    params = root / "params.yaml"
+    params.write_text(re.sub(r"^suites: .*$", "suites: [digits]", params.read_text(), flags=re.MULTILINE))
     for out in OUTS:
         (root / out).mkdir(parents=True)
         (root / out / "made").write_text(out)

@@ -23,8 +23,8 @@ def preflight(folder: Path) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "suites").mkdir()
-    for name in ("params.yaml", "suites/digits.yaml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for path in (ROOT / "params.yaml", *(ROOT / "suites").glob("digits*.yaml")):
+        (tmp_path / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     return tmp_path
 
 

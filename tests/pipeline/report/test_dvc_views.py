@@ -34,6 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_lab: Any) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, root / name)
+    (root / "params.yaml").write_text("suites: [digits]\n")
     make_lab(root, "digits")
     (root / "data/digits/raw").mkdir()
     (root / "data/digits/raw/digits.npz").write_bytes(b"raw")
