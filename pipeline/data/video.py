@@ -109,7 +109,7 @@ def check_clip(source: BinaryIO) -> ClipInfo:
 def _opened(source: BinaryIO) -> Iterator[tuple[Any, Any]]:
     """A file and its first video stream, with FFmpeg's complaints as BadClip."""
     try:
-        with av.open(source) as file:
+        with av.open(source, metadata_errors="ignore") as file:  # titles are in any encoding
             if not file.streams.video:
                 raise BadClip("has no video stream")
             stream = file.streams.video[0]
@@ -117,8 +117,10 @@ def _opened(source: BinaryIO) -> Iterator[tuple[Any, Any]]:
                 raise BadClip("has an unknown codec")
             stream.codec_context.thread_count = 1  # the loader's workers and the checks are the parallel ones
             yield file, stream
-    except av.FFmpegError as error:
-        raise BadClip(f"cannot be decoded ({error.strerror})") from None
+    except BadClip:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        raise BadClip(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _frames(stream: Any) -> Iterator[Any]:

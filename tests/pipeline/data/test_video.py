@@ -111,6 +111,23 @@ def test_a_lying_clip_is_set_upright(tmp_path):
     assert np.array_equal(decode_clip(bytes(data), [0], grey=False)[0], np.rot90(lying, -1))
 
 
+def test_a_title_in_another_encoding_is_no_reason(tmp_path: Path):
+    path = tmp_path / "clip.mkv"
+    with av.open(path, "w") as file:
+        file.metadata["title"] = "Caf#"
+        stream = file.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in ramp(num_frames=4):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    data = path.read_bytes().replace(b"Caf#", b"Caf\xe9")
+    path.write_bytes(data)
+    with pytest.raises(UnicodeDecodeError):
+        av.open(path)
+    assert check_clip(io.BytesIO(data)) == (4, (48, 64))
+    assert decode_clip(data, [3], grey=True).shape == (1, 48, 64)
+
+
 def test_reading_needs_no_file(tmp_path: Path):
     data = write_clip(tmp_path / "clip.mkv", ramp(num_frames=4))
     (tmp_path / "clip.mkv").unlink()
