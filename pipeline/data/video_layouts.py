@@ -35,7 +35,11 @@ def read_kinetics(root: Path) -> Layout:
     Raises:
         UserError: if there is neither.
     """
-    tables = {part: _find(root, f"{part}.csv", f"kinetics*{part}.csv", f"{part}idate.csv") for part in PARTS}
+    words = {"train": ("train",), "val": ("val", "validate")}
+    tables = {
+        part: _find(root, *(pattern for word in words[part] for pattern in (f"{word}.csv", f"kinetics*{word}.csv")))
+        for part in PARTS
+    }
     if any(tables.values()):
         return _kinetics_tables(root, tables)
     folders = [(folder, part) for part in PARTS for folder in _subdirs(root / part)]
@@ -56,15 +60,15 @@ def _kinetics_tables(root: Path, tables: dict[str, Path | None]) -> Layout:
     for part, path in tables.items():
         if path is None:
             raise UserError(problem("dataset.path", str(root), f"no {part}.csv beside the other one"))
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                try:
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                for row in csv.DictReader(file):
                     start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
                     names = [f"{row['youtube_id']}_{start:06d}_{end:06d}", row["youtube_id"]]
                     rows.append((part, names, row["label"]))
-                except (KeyError, TypeError, ValueError):
-                    columns = "label, youtube_id, time_start, time_end"
-                    raise UserError(f"{path}: not Kinetics' annotation; it needs the columns {columns}") from None
+        except (KeyError, OverflowError, TypeError, ValueError, csv.Error):
+            columns = "label, youtube_id, time_start, time_end"
+            raise UserError(f"{path}: not Kinetics' annotation; it needs the columns {columns}, in UTF-8") from None
     return _by_stem(root, rows)
 
 

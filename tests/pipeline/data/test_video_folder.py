@@ -123,15 +123,19 @@ def test_annotations_name_the_clips_wherever_they_lie(tmp_path, clip_bytes):
             "archery, with a bow", '"archery, with a bow"'))  # fmt: skip
         save(root / "videos" / f"-id.{i}_{i:06d}_{i + 10:06d}.mp4", data)
     for part, lines in rows.items():
-        save(root / "annotations" / f"{part}.csv", "\n".join(lines).encode())
+        name = {"train": "train", "val": "validate"}[part]
+        save(root / "annotations" / f"{name}.csv", "\n".join(lines).encode("utf-8-sig"))  # as spreadsheets write
     manifest = shard(kinetics(root), tmp_path)
     assert manifest.class_names == ("archery, with a bow", "zumba")
     assert manifest.splits["test"].class_counts == (2, 2)
 
     (root / "videos/-id.3_000003_000013.mp4").unlink()
     refuse(kinetics(root), tmp_path / "new", r"1 of 12 clips .*: -id\.3_000003_000013 is missing; mend")
-    save(root / "annotations/val.csv", b"id,class\n1,2\n")
-    refuse(kinetics(root), tmp_path / "new", "val.csv: not Kinetics' annotation; it needs the columns label, youtube")
+    head = rows["val"][0].encode()
+    odd_rows = (b"caf\xe9,a,0,1,val,0", b"a" * 2**18 + b",a,0,1,val,0", b"zumba,a,0,inf,val,0")
+    for odd in (b"id,class\n1,2\n", *(head + b"\n" + row for row in odd_rows)):
+        save(root / "annotations/val.csv", odd)
+        refuse(kinetics(root), tmp_path / "new", "val.csv: not Kinetics' annotation; it needs the columns label, you")
 
 
 @pytest.fixture
