@@ -196,7 +196,7 @@ def check_expected(options: ImageFolderOptions, num_classes: int, listed: list[L
     """Raise ConfigError where the folder is not the complete copy that the options expect."""
     if options.expect is None:
         return
-    tests = "val" if options.test_frac is None else "test"
+    tests = "test" if any(picture.split == "test" for picture in listed) else "val"
     num_test = sum(picture.split == tests for picture in listed)
     found = {"num_classes": num_classes, "num_train": len(listed) - num_test, "num_test": num_test}
     problems = [

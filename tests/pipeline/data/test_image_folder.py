@@ -243,6 +243,16 @@ def test_an_incomplete_copy_is_refused(published, tmp_path):
     assert "num_train" not in str(error.value)
 
 
+def test_a_complete_copy_whose_tests_lie_in_test_is_taken(published, tmp_path):
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            save(published / "test" / name / f"{i}.jpg", 3000 + 100 * c + i)
+    (published / "train/cat/double.jpg").unlink()
+    expect = ExpectOptions(num_classes=2, num_train=24, num_test=6)
+    manifest = shard(published, tmp_path, test_frac=None, expect=expect)
+    assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 20, "val": 4, "test": 6}
+
+
 def test_a_folder_without_splits_needs_a_fraction_for_tests(folder, tmp_path):
     with pytest.raises(UserError, match=r"dataset\.test_frac = None: the folder has no split of its own"):
         fetch_dataset(options(folder, test_frac=None), tmp_path / "raw")
