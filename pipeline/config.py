@@ -291,17 +291,26 @@ def check_trial(trial: Trial, where: str) -> list[str]:
     if tokenizer.token_budget > pixels:
         rule = f"more tokens than the {' x '.join(map(str, sides))} = {pixels} pixels of {what}"
         problems.append(problem(f"{where}tokenizer.token_budget", tokenizer.token_budget, rule, f"at most {pixels}"))
-    if trial.num_workers and train.global_batch_size % trial.num_workers:
-        problems.append(
-            indivisible_batch(f"{where}train.global_batch_size", train.global_batch_size, trial.num_workers)
-        )
+    if trial.num_workers:
+        key, paired = f"{where}train.global_batch_size", train.mixing is not None
+        problems += indivisible_batch(key, train.global_batch_size, trial.num_workers, paired)
     return problems
 
 
-def indivisible_batch(where: str, global_batch_size: int, world_size: int) -> str:
-    """The error line for a batch that cannot be split equally, with the nearest that can."""
-    nearest = max(1, round(global_batch_size / world_size)) * world_size
-    return problem(where, global_batch_size, f"not a multiple of world_size ({world_size})", f"try {nearest}")
+def indivisible_batch(where: str, global_batch_size: int, world_size: int, paired: bool = False) -> list[str]:
+    """At most one line: that a batch cannot be split equally, with the nearest that can.
+
+    Args:
+        paired: Samples are mixed two by two, and no pair may be parted.
+    """
+    multiple = 2 * world_size if paired else world_size
+    if global_batch_size % multiple == 0:
+        return []
+    rule = f"not a multiple of world_size ({world_size})"
+    if paired:
+        rule = f"mixup and cutmix mix pairs: not a multiple of 2 x world_size ({world_size})"
+    nearest = max(1, round(global_batch_size / multiple)) * multiple
+    return [problem(where, global_batch_size, rule, f"try {nearest}")]
 
 
 def absurd_precision(trial: Trial, device_type: str) -> list[str]:

@@ -55,6 +55,7 @@ class Part(NamedTuple):
     rank: int
     world_size: int
     views: Views | None = None  # of a clip; None where the samples are images
+    loader_workers: int = 0
 
 
 def load_model(entry: Entry, weights: Path, num_classes: int) -> nn.Module:
@@ -92,21 +93,25 @@ def weights_problems(entry: Entry, weights: Path, model: nn.Module) -> list[str]
 
 @torch.inference_mode()
 def predict(part: Part, device: str = "cpu") -> Predictions:
-    """This rank's share of the test split in one pass; no sample's answer depends on its batch mates."""
+    """This rank's batches of the test split, in one pass.
+
+    In invariant mode no sample's answer depends on its batch mates. In paper mode it does, and not on the ranks: the
+    batches are the same for any number of them.
+    """
     num_classes = load_manifest(part.shards).num_classes
     model = load_model(part.entry, part.weights, num_classes).to(device)
     found = []
     # The stage has verified the shards once for all parts.
     loader = eval_loader(
-        part.shards, SPLIT, part.batch_size, part.rank, part.world_size, verify="size",
-        views=part.views, **how_to_read(part.entry),
+        part.shards, SPLIT, part.batch_size, part.rank, part.world_size, part.loader_workers,
+        verify="size", views=part.views, **how_to_read(part.entry),
     )  # fmt: skip
     for images, labels, indices in loader:
         views = [images] if part.views is None else images.unbind(1)
         probabilities = torch.stack([model(view.to(device)).float().softmax(-1).cpu() for view in views]).mean(0)
         best = probabilities.topk(min(TOP, num_classes), sorted=True)
         found.append((indices.numpy(), labels.numpy(), best.indices.numpy(), best.values[:, 0].numpy()))
-    if not found:  # more ranks than samples
+    if not found:  # more ranks than batches
         empty = np.empty(0, np.int64)
         return Predictions(empty, empty, np.empty((0, min(TOP, num_classes)), np.int64), np.empty(0, np.float32))
     return Predictions(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
@@ -167,8 +172,12 @@ def evaluate_runs(
     def plan(slots: int) -> list[Part]:
         # One part per run keeps the cores busy; where there are more cores than runs, each run is split.
         world_size = max(1, slots // max(1, len(entries)))
+        common: dict[str, Any] = {
+            "shards": shards.resolve(), "batch_size": batch_size, "world_size": world_size, "views": views,
+            "loader_workers": placement.loader_workers,
+        }  # fmt: skip
         return [
-            Part(entry, weights[entry["fingerprint"]].resolve(), shards.resolve(), batch_size, rank, world_size, views)
+            Part(**common, entry=entry, weights=weights[entry["fingerprint"]].resolve(), rank=rank)
             for entry in entries
             for rank in range(world_size)
         ]

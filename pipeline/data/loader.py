@@ -191,8 +191,8 @@ def eval_loader(
 
     Of clips it is (B, C, T, H, W), the view from the middle, or with `views` (B, V, C, T, H, W), all of them.
 
-    Over the ranks every sample comes exactly once; nothing is padded, so the last batch may be short and, with
-    more ranks than samples, a rank may have none.
+    Over the ranks every sample comes exactly once, in batches that do not depend on the number of ranks; nothing is
+    padded, so the last batch may be short and, with more ranks than batches, a rank may have none.
 
     Args:
         augment, img_size: How a picture is cropped for a test, see `Transform`; nothing is random.

@@ -60,11 +60,8 @@ class GlobalBatches:
 
     def __post_init__(self) -> None:
         where = "train.global_batch_size"
-        if self.global_batch_size % self.world_size:
-            raise UserError(indivisible_batch(where, self.global_batch_size, self.world_size))
-        if self.paired and self.global_batch_size % (2 * self.world_size):
-            rule = f"mixup and cutmix mix pairs: not a multiple of 2 x world_size ({self.world_size})"
-            raise UserError(problem(where, self.global_batch_size, rule))
+        for line in indivisible_batch(where, self.global_batch_size, self.world_size, self.paired):
+            raise UserError(line)
         if self.global_batch_size > self.num_samples:
             rule = f"more than the {self.num_samples} samples of the training split"
             raise UserError(problem(where, self.global_batch_size, rule, f"at most {self.num_samples}"))
@@ -91,6 +88,11 @@ class GlobalBatches:
 
 
 def eval_batches(num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    """One rank's part of all samples, in order, in batches: over the ranks each sample comes exactly once."""
-    start, stop = (num_samples * r // world_size for r in (rank, rank + 1))
-    return [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
+    """One rank's batches of all samples, in order: over the ranks each sample comes exactly once.
+
+    Ranks have whole batches, so that who is in a batch with whom does not depend on their number: a model in paper
+    mode, whose answers depend on it, then gives the same.
+    """
+    batches = [list(range(i, min(i + batch_size, num_samples))) for i in range(0, num_samples, batch_size)]
+    start, stop = (len(batches) * r // world_size for r in (rank, rank + 1))
+    return batches[start:stop]

@@ -218,8 +218,13 @@ def check_capacity(runs: Sequence[Run], placement: Placement, nodes: Sequence[Ma
 
 
 def check_batches(runs: Sequence[Run], placement: Placement) -> None:
-    """Every global batch must split equally over the workers."""
-    sizes = {(run.trial.train.global_batch_size, num_workers(run, placement)): None for run in runs}
-    problems = [indivisible_batch("train.global_batch_size", *size) for size in sizes if size[0] % size[1]]
+    """Every global batch must split equally over the workers, in pairs where pairs are mixed."""
+    problems: dict[str, None] = {}
+    for run in runs:
+        train, workers = run.trial.train, num_workers(run, placement)
+        paired = train.mixing is not None
+        problems |= dict.fromkeys(
+            indivisible_batch("train.global_batch_size", train.global_batch_size, workers, paired)
+        )
     if problems:
         raise ConfigError("placement", problems)

@@ -114,7 +114,13 @@ def fit(
     """
     manifest = load_manifest(data_dir)
     steps_per_epoch = GlobalBatches(
-        manifest.split("train").num_samples, trial.train.global_batch_size, trial.seed, 0, rank, world_size
+        manifest.split("train").num_samples,
+        trial.train.global_batch_size,
+        trial.seed,
+        0,
+        rank,
+        world_size,
+        paired=trial.train.mixing is not None,
     ).num_batches
     device = torch.device(device)
     for line in absurd_precision(trial, device.type):
@@ -169,6 +175,7 @@ class _Fitting:
         setup = self.setup
         for epoch in range(self.position.step // setup.steps_per_epoch, setup.trial.train.epochs):
             self.train_epoch(net, epoch)
+            share_buffers(self.result, setup.world_size)
             self.log(validate(self.result, setup))
             self.save()
             position = self.position
@@ -313,7 +320,9 @@ def validate(model: nn.Module, setup: Setup) -> dict[str, float]:
     model.eval()
     batch_size = max(1, setup.trial.train.global_batch_size // setup.world_size)
     totals = torch.zeros(4, dtype=torch.float64, device=setup.device)
-    loader = eval_loader(setup.data_dir, "val", batch_size, setup.rank, setup.world_size, **setup.views)
+    loader = eval_loader(
+        setup.data_dir, "val", batch_size, setup.rank, setup.world_size, setup.loader_workers, **setup.views
+    )
     for images, labels, _ in loader:
         labels = labels.to(setup.device)
         with autocast(setup.trial.train.precision):
@@ -323,6 +332,13 @@ def validate(model: nn.Module, setup: Setup) -> dict[str, float]:
         totals += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(labels))])
     loss, top1, top5, count = sum_over_ranks(totals, setup.world_size).tolist()
     return {"val_loss": loss / count, "val_top1": top1 / count, "val_top5": top5 / count}
+
+
+def share_buffers(model: nn.Module, world_size: int) -> None:
+    """Give every rank the buffers of rank 0, whose model is kept: statistics of batch norms follow each rank's data."""
+    if world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -65,7 +65,9 @@ def test_epochs_and_seeds_differ():
 def test_evaluation_sees_every_sample_exactly_once_in_order(num_samples, batch, world_size):
     ranks = [eval_batches(num_samples, batch, rank, world_size) for rank in range(world_size)]
     assert [i for batches in ranks for part in batches for i in part] == list(range(num_samples))
-    assert all(len(part) <= batch for batches in ranks for part in batches)
+    # Whole batches: a sample's batch mates are the same on any number of ranks.
+    assert [part for batches in ranks for part in batches] == eval_batches(num_samples, batch)
+    assert all(len(part) == batch for part in eval_batches(num_samples, batch)[:-1])
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused():

@@ -1,5 +1,6 @@
 """A stage runs what is not done, on what the cluster has, and keeps what is finished."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import Placement, Suite, Trial
+from pipeline.config import Placement, Suite, Trial, check_trial
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
+from pipeline.recipe import AugmentConfig
 from pipeline.sweep.plan import plan_experiments
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.tune import (
@@ -132,6 +134,21 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_suite: Suite, tmp_path: Pa
     with pytest.raises(UserError, match=r"train\.global_batch_size = 20: .*world_size \(3\); try 21"):
         check_batches(runs, Placement(num_workers=3))
     check_batches(runs, Placement(num_workers=4))
+
+
+def test_pairs_that_the_workers_would_part_are_refused_before_anything_starts(
+    tiny_suite: Suite, tmp_path: Path
+) -> None:
+    trial = plan_experiments(tiny_suite)[0]
+    mixing = trial.train.model_copy(update={"augment": AugmentConfig.model_construct(mixup=0.8, cutmix=0.0)})
+    mixed = trial.model_copy(update={"train": mixing})
+    sentence = r"global_batch_size = 20: mixup and cutmix mix pairs: not a multiple of 2 x world_size \(4\); try 16"
+    with pytest.raises(UserError, match=sentence):
+        check_batches([make_run(mixed, tmp_path)], Placement(num_workers=4))
+    check_batches([make_run(mixed, tmp_path)], Placement(num_workers=5))
+    (line,) = check_trial(mixed.model_copy(update={"num_workers": 4}), "experiments.x.")
+    assert re.fullmatch(r"experiments\.x\.train\." + sentence, line)
+    assert not check_trial(mixed.model_copy(update={"num_workers": 5}), "")
 
 
 def test_progress_tells_the_time_left_of_the_whole_stage(tiny_suite: Suite, tmp_path: Path) -> None:
