@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from ruamel.yaml import YAML
 
 from pipeline.config import Placement, Suite, load_suite, load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
 """The whole recipe on two ranks: as on one, and bit for bit after a death."""
 
-import os
-import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -38,11 +37,10 @@ class Dies(nn.Module):
         return self.inner(images)
 
 
-def work(rank: int, port: int, trial: str, shards: Path, run_dir: Path, steps: int) -> None:
+def work(rank: int, meeting: Path, trial: str, shards: Path, run_dir: Path, steps: int) -> None:
     """One of two ranks; dies before step `steps` of this attempt."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD_SIZE)
     try:
         fit(
             Trial.model_validate_json(trial), shards, run_dir, num_classes=10, rank=rank, world_size=WORLD_SIZE,
@@ -56,10 +54,9 @@ def work(rank: int, port: int, trial: str, shards: Path, run_dir: Path, steps: i
 
 def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6) -> None:
     run_dir.mkdir(exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    arguments = (port, trial.model_dump_json(), shards, run_dir, steps)
-    multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="fork")  # torch is loaded already
+    with TemporaryDirectory() as tmp:  # of its own: the file must be new
+        arguments = (Path(tmp) / "rendezvous", trial.model_dump_json(), shards, run_dir, steps)
+        multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="fork")  # torch is loaded already
 
 
 @pytest.mark.slow
