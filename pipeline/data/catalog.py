@@ -298,6 +298,7 @@ DATASETS: dict[str, DatasetEntry] = {
         source="the user's own copy of Kinetics-400 (arXiv 1705.06950)",
         licence="CC BY 4.0 for the annotations, as the uploaders say for the clips",
         in_chans=3,
+        resumable=True,
         video=True,
     ),
     "ssv2": DatasetEntry(
@@ -306,6 +307,7 @@ DATASETS: dict[str, DatasetEntry] = {
         source="the user's own copy of Something-Something V2 (arXiv 1706.04261)",
         licence="for research, see its publisher",
         in_chans=3,
+        resumable=True,
         video=True,
         mirror_safe=False,  # "from left to right"
     ),

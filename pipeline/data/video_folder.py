@@ -3,9 +3,11 @@
 Fetching copies nothing: it decodes every clip once, on all cores, and writes down a listing with hashes. What cannot
 be used is listed with its reason and left out, as long as it is no more than `max_bad_frac` of all clips. Sharding
 stores the files' bytes as they are and refuses a file that has changed since. The published validation part is the
-test split; val is taken from train, by count.
+test split; val is taken from train, by count. Checking takes hours: a fetch that was killed or refused goes on from the
+clips that were found whole.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +31,7 @@ from pipeline.files import write_json_atomic
 from pipeline.provenance import usable_cores
 
 LISTING = "listing.json"
+CHECKED = "checked.jsonl"  # only while the fetch is not finished
 LAYOUTS = {"kinetics400": read_kinetics, "ssv2": read_ssv2}
 NUM_NAMED = 5  # bad clips that an error names; the rest it counts
 
@@ -41,6 +44,31 @@ class Checked(NamedTuple):
     info: ClipInfo
 
 
+Stamp = tuple[str, int, int]  # path, size in bytes and time of the last change in ns: the same file as before
+
+
+class Memory:
+    """The clips that were found whole, in a file of JSON lines; what was bad is looked at again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[Stamp, tuple[str, ClipInfo]] = {}
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # the line that was being written when the process was killed
+                name, size, changed, sha256, num_frames, (height, width) = json.loads(line)
+                self._known[name, size, changed] = sha256, ClipInfo(num_frames, (height, width))
+
+    def find(self, clip: Candidate, stamp: Stamp) -> Checked | None:
+        """The clip as it was found, if its file has not changed since."""
+        return Checked(clip, *self._known[stamp]) if stamp in self._known else None
+
+    def add(self, stamp: Stamp, found: Checked) -> None:
+        """Write a line, at once and as a whole: threads may do so side by side."""
+        line = json.dumps([*stamp, found.sha256, *found.info])
+        with self._path.open("ab", buffering=0) as file:
+            file.write(f"\n{line}".encode())  # the end of a line may be missing
+
+
 def fetch(options: VideoFolderOptions, raw_dir: Path) -> None:
     """Check every clip and write listing.json.
 
@@ -51,7 +79,7 @@ def fetch(options: VideoFolderOptions, raw_dir: Path) -> None:
     if not root.is_dir():
         raise UserError(problem("dataset.path", str(root), "no such directory"))
     layout = LAYOUTS[options.name](root)
-    checked, dropped = check_clips(root, layout)
+    checked, dropped = check_clips(root, layout, Memory(raw_dir / CHECKED))
     refuse_too_many(options, len(checked) + len(dropped), dropped)
     splits = choose_splits(options, checked)
     clips = [
@@ -63,6 +91,7 @@ def fetch(options: VideoFolderOptions, raw_dir: Path) -> None:
         if split not in splits:
             raise UserError(problem("dataset.path", str(root), f"no clip for the split {split}", "add clips"))
     write_json_atomic(raw_dir / LISTING, {"class_names": layout.class_names, "clips": clips, "dropped": dropped})
+    (raw_dir / CHECKED).unlink(missing_ok=True)
 
 
 def load_class_names(options: VideoFolderOptions, raw_dir: Path) -> list[str]:
@@ -90,7 +119,7 @@ def load_samples(options: VideoFolderOptions, raw_dir: Path, split: str) -> Lazy
     return LazySamples(len(clips), make)
 
 
-def check_clips(root: Path, layout: Layout) -> tuple[list[Checked], list[Dropped]]:
+def check_clips(root: Path, layout: Layout, memory: Memory) -> tuple[list[Checked], list[Dropped]]:
     """Decode every clip; what is missing, damaged, or in the data set already is dropped.
 
     Of two copies the one of the published validation part stays, so that no test clip is trained on.
@@ -98,8 +127,11 @@ def check_clips(root: Path, layout: Layout) -> tuple[list[Checked], list[Dropped
     clips = dict.fromkeys(layout.clips)  # annotated twice is once
     order = sorted(clips, key=lambda clip: clip.part == "train")  # stable: val first
     with ThreadPoolExecutor(usable_cores()) as pool:  # decoding releases the interpreter
-        found = pool.map(lambda clip: check_file(root, clip), order)
-        results = list(tqdm(found, desc="check", total=len(order), unit="clip", disable=None))
+        try:
+            found = pool.map(lambda clip: check_file(root, clip, memory), order)
+            results = list(tqdm(found, desc="check", total=len(order), unit="clip", disable=None))
+        finally:
+            pool.shutdown(cancel_futures=True)  # who interrupts it need not wait for the rest
     first: dict[str, str] = {}
     kept: dict[Candidate, Checked] = {}
     dropped = list(layout.missing)
@@ -114,15 +146,22 @@ def check_clips(root: Path, layout: Layout) -> tuple[list[Checked], list[Dropped
     return [kept[clip] for clip in clips if clip in kept], sorted(dropped)
 
 
-def check_file(root: Path, clip: Candidate) -> Checked | Dropped:
-    """One clip, read and decoded."""
+def check_file(root: Path, clip: Candidate, memory: Memory) -> Checked | Dropped:
+    """One clip, read and decoded, unless it was before."""
+    path = root / clip.file
     try:
-        data = (root / clip.file).read_bytes()
-        return Checked(clip, hashlib.sha256(data).hexdigest(), check_clip(io.BytesIO(data)))
+        stat = path.stat()
+        stamp = str(path), stat.st_size, stat.st_mtime_ns
+        if known := memory.find(clip, stamp):
+            return known
+        data = path.read_bytes()
+        checked = Checked(clip, hashlib.sha256(data).hexdigest(), check_clip(io.BytesIO(data)))
     except BadClip as error:
         return Dropped(clip.file, str(error))
     except OSError as error:
         return Dropped(clip.file, f"cannot be read ({error.strerror})")
+    memory.add(stamp, checked)
+    return checked
 
 
 def refuse_too_many(options: VideoFolderOptions, num_clips: int, dropped: Sequence[Dropped]) -> None:

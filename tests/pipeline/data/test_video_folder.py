@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import Dropped, load_manifest
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.shards import write_shards
-from pipeline.data.video_folder import count_reasons
+from pipeline.data.video_folder import CHECKED, count_reasons
 from pipeline.errors import UserError
 from tests.pipeline.data.clip_files import ramp, write_clip
 
@@ -136,6 +137,28 @@ def test_annotations_name_the_clips_wherever_they_lie(tmp_path, clip_bytes):
     for odd in (b"id,class\n1,2\n", *(head + b"\n" + row for row in odd_rows)):
         save(root / "annotations/val.csv", odd)
         refuse(kinetics(root), tmp_path / "new", "val.csv: not Kinetics' annotation; it needs the columns label, you")
+
+
+def test_a_fetch_goes_on_from_the_clips_that_were_found_whole(folders, tmp_path):
+    """A known clip is not read again: a file that was exchanged behind its size and its time is not noticed."""
+    bad, known = folders / "train/archery/00.mp4", folders / "val/zumba/09.mp4"
+    whole = bad.read_bytes()
+    save(bad, whole[:100])
+    refuse(kinetics(folders), tmp_path, "1 of 12 clips")
+    memory = tmp_path / ".raw.kinetics400" / CHECKED
+    save(memory, memory.read_bytes() + b'\n["killed while it wro')
+    stat = known.stat()
+    save(known, bytes(stat.st_size))
+    os.utime(known, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    refuse(kinetics(folders), tmp_path, "1 of 12 clips .*: train/archery/00.mp4 ")
+    os.utime(known, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    refuse(kinetics(folders), tmp_path, "2 of 12 clips .*: train/archery/00.mp4 .* val/zumba/09.mp4 ")
+    os.utime(known, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    save(bad, whole)
+    fetch_dataset(kinetics(folders), tmp_path / "raw")
+    assert os.listdir(tmp_path / "raw") == ["listing.json"]
+    with pytest.raises(UserError, match="clip has changed since it was listed"):
+        write_shards(kinetics(folders), tmp_path / "raw", tmp_path / "shards", 3)
 
 
 @pytest.fixture
