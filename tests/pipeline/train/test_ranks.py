@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import Suite, Trial
 from pipeline.recipe import AugmentConfig
 from pipeline.sweep.plan import plan_experiments
-from pipeline.train.loop import WEIGHTS, fit
+from pipeline.train.loop import WEIGHTS, fit, share_buffers
 
 WORLD_SIZE = 2
 FULL = {
@@ -57,6 +57,24 @@ def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6) -> None
     with TemporaryDirectory() as tmp:  # of its own: the file must be new
         arguments = (Path(tmp) / "rendezvous", trial.model_dump_json(), shards, run_dir, steps)
         multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="fork")  # torch is loaded already
+
+
+def write_shared(rank: int, folder: Path) -> None:
+    """One of two ranks whose batch norms have seen different data."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE)
+    norm = nn.BatchNorm1d(3)
+    norm(torch.arange(6.0).view(2, 3) * (rank + 1))
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    share_buffers(norm, WORLD_SIZE)
+    torch.save((before, dict(norm.named_buffers())), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_validate_with_the_statistics_of_the_model_that_is_kept(tmp_path: Path) -> None:
+    multiprocessing.start_processes(write_shared, (tmp_path,), WORLD_SIZE, start_method="fork")
+    (kept, first), (other, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD_SIZE))
+    assert not torch.equal(kept["running_mean"], other["running_mean"])
+    assert all(torch.equal(kept[name], found[name]) for found in (first, second) for name in kept)
 
 
 @pytest.mark.slow
