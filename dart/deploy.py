@@ -26,7 +26,7 @@ def optimize_for_inference(model: AnyModule) -> AnyModule:
     ready = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(ready)
     for parameter in ready.parameters():
-        if parameter.ndim == 4:  # a model of clips has kernels of five axes too, which have no such layout
+        if parameter.ndim == 4:  # kernels of clips have five axes, one of them a single frame; this layout is for four
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return ready
 

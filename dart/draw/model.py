@@ -59,14 +59,14 @@ def load_dart(model_name: str | None, checkpoint: Path | None, options: dict[str
     """The DART model to look at, its scorer replaced by `GradientScorer` where `scores` is "gradient".
 
     Raises:
-        ValueError: as `dart.weights.build_model`, and for models that have no DART tokenizer.
+        ValueError: as `dart.weights.build_model`, and for models that have no DART tokenizer, or read clips.
     """
     if model_name is not None:
         check_name(model_name, "dart")
     weights = None if checkpoint is None else read_weights(checkpoint, model_name)
     if weights is not None and weights.model_name is not None:
         check_name(weights.model_name, "dart")
-    model: Any = build_model(model_name, weights, options)
+    model: Any = _check_reads_images(build_model(model_name, weights, options))
     if scores == "gradient":
         model.patch_embed.scorer = GradientScorer(log=not is_paper(model))
     return model
@@ -78,7 +78,17 @@ def load_uniform(checkpoint: Path | None, token_budget: int | None) -> nn.Module
         return None
     weights = read_weights(checkpoint, None)
     check_name(weights.model_name or "", "uniform")
-    return build_model(None, weights, {} if token_budget is None else {"token_budget": token_budget})
+    options = {} if token_budget is None else {"token_budget": token_budget}
+    return _check_reads_images(build_model(None, weights, options))
+
+
+def _check_reads_images(model: nn.Module) -> nn.Module:
+    num_frames = getattr(model, "num_frames", None)
+    if num_frames is not None:
+        raise ValueError(
+            f"num_frames = {num_frames}: a model of clips, and this draws photographs; see dart.draw.clips"
+        )
+    return model
 
 
 def is_paper(model: nn.Module) -> bool:

@@ -7,10 +7,11 @@ the state that the forward pass has kept, and computes the others again.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from dart.kernels.selective_scan_gradient import empty_grads, register_gradient
 
 # By measurement on CPUs with 1 MB of cache: fewer tokens cost operators, more of them leave the cache, and so do
 # more numbers (states of a block, for all the images that are taken at once).
@@ -47,7 +48,7 @@ def _scan_backward(
     grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
 ) -> list[Tensor]:
     """The gradient of y -> those of x, dt, A, B, C, and D."""
-    grads = _empty_grads(grad, x, dt, A, B, C, D, starts)
+    grads = empty_grads(grad, x, dt, A, B, C, D, starts)
     to_x, to_dt, to_A, to_B, to_C = grads[:5]
     rates = A.mT.contiguous()
     to_rates = torch.zeros_like(rates)
@@ -61,24 +62,7 @@ def _scan_backward(
     return grads
 
 
-@_scan_backward.register_fake
-def _empty_grads(
-    grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
-) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, dt, A, B, C, D) if t is not None]
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs, output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = _scan_backward(grad, *ctx.saved_tensors)
-    return *grads, *[None] * (6 - len(grads))
-
-
-scan_blocks.register_autograd(_backward, setup_context=_save)
+register_gradient(scan_blocks, _scan_backward)
 
 
 def _parts(tensors: Sequence[Tensor], starts: Tensor) -> list[tuple[Tensor, ...]]:

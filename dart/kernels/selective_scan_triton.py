@@ -10,12 +10,12 @@ written by each program apart and summed by torch: no atomics, the same bits eve
 # mypy: disable-error-code="no-untyped-def"
 # The parameters of a kernel are pointers and numbers that Triton types by itself.
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from dart.kernels.selective_scan_gradient import empty_grads, register_gradient
 
 TOKENS = 16
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -52,7 +52,7 @@ def _scan_backward(
     grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
 ) -> list[Tensor]:
     """The gradient of y -> those of x, dt, A, B, C, and D."""
-    grads = _empty_grads(grad, x, dt, A, B, C, D, starts)
+    grads = empty_grads(grad, x, dt, A, B, C, D, starts)
     grad, x, dt, A, B, C, direct = _contiguous(grad, x, dt, A, B, C, D)
     if not x.numel():
         return [g.zero_() for g in grads]
@@ -70,24 +70,7 @@ def _scan_backward(
     return grads
 
 
-@_scan_backward.register_fake
-def _empty_grads(
-    grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
-) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, dt, A, B, C, D) if t is not None]
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs, output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = _scan_backward(grad, *ctx.saved_tensors)
-    return *grads, *[None] * (6 - len(grads))
-
-
-_scan.register_autograd(_backward, setup_context=_save)
+register_gradient(_scan, _scan_backward)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor]:

@@ -8,6 +8,8 @@ from torch import Tensor
 from dart.models.state_space import StateSpaceModel
 from dart.models.vit import RegionVisionTransformer
 
+SCORER = "patch_embed.scorer."
+
 
 def filter_checkpoint(state: dict[str, Any], model: RegionVisionTransformer | StateSpaceModel) -> dict[str, Tensor]:
     """A checkpoint of ours as it is; weights of the plain model complete, with this model's own scorer.
@@ -16,7 +18,8 @@ def filter_checkpoint(state: dict[str, Any], model: RegionVisionTransformer | St
         ValueError: the checkpoint has a position table and the model none, or it is another architecture's.
     """
     own = model.state_dict()
-    state = {**{k: v for k, v in own.items() if k.startswith("patch_embed.scorer.")}, **state.get("model", state)}
+    state = _fit_scorer(state.get("model", state), own)
+    state = {**{k: v for k, v in own.items() if k.startswith(SCORER)}, **state}
     table = state.get("pos_embed")
     if table is not None and model.pos_embed is None:
         raise ValueError("checkpoint has pos_embed: the model has no table; create it with pos_embed='table'")
@@ -35,6 +38,17 @@ def filter_checkpoint(state: dict[str, Any], model: RegionVisionTransformer | St
             "it is the checkpoint of another architecture"
         )
     return state
+
+
+def _fit_scorer(state: dict[str, Any], own: dict[str, Tensor]) -> dict[str, Any]:
+    """An image's scorer as that of the frames, where the model's own has one of frames and the checkpoint's has none.
+
+    All entries or none: of some the names are those of both, as `head.weight` is of the light scorers.
+    """
+    frames = SCORER + "frames."
+    if any(k.startswith(frames) for k in state) or not any(k.startswith(frames) for k in own):
+        return state
+    return {frames + k.removeprefix(SCORER) if k.startswith(SCORER) else k: v for k, v in state.items()}
 
 
 def _fixed_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

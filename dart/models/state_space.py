@@ -214,10 +214,10 @@ class StateSpaceModel(StateSpaceClassifier):
     def _check_frames(self, num_frames: int) -> None:
         if not self.reads_clips:
             raise ValueError(
-                f"num_frames = {num_frames}: {type(self).__name__} reads images; use a *videomamba_* model"
+                f"num_frames = {num_frames!r}: {type(self).__name__} reads images; use a *videomamba_* model"
             )
-        if num_frames < 1:
-            raise ValueError(f"num_frames = {num_frames}: must be at least 1; None for images")
+        if not isinstance(num_frames, int) or num_frames < 1:
+            raise ValueError(f"num_frames = {num_frames!r}: must be a whole number, at least 1; None for images")
 
     def _check_plain(self, images: Tensor, num_patches: int | None, num_rows: int | None) -> None:
         for name, value in (("num_patches", num_patches), ("num_rows", num_rows)):

@@ -5,7 +5,6 @@ The frames are stacked into one tall image; rows cut it wherever the density say
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -91,7 +90,7 @@ class VideoTokenizer(nn.Module):
         super().__init__()
         if num_frames < 2:
             raise ValueError(f"num_frames = {num_frames}: must be at least 2, scores compare frames")
-        self.num_frames, self.patch_size = num_frames, patch_size
+        self.num_frames, self.patch_size = num_frames, (patch_size, patch_size)
         self.img_size = (FRAME_PX, FRAME_PX)
         self.num_patches = check_budget(token_budget, (num_frames * FRAME_PX, FRAME_PX))
         self.num_rows = self.plan(token_budget, num_rows)
@@ -126,7 +125,7 @@ class VideoTokenizer(nn.Module):
         if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             rule = f"must be (batch, {', '.join(map(str, expected))})"
             raise ValueError(f"clips = {tuple(clips.shape)}: {rule}; resize the clip or choose other frames")
-        check_images(clips.flatten(2, 3), 3, self.patch_size)
+        check_images(clips.flatten(2, 3), 3, self.patch_size[0])
         budget = self.num_patches if num_patches is None else num_patches
         check_budget(budget, (self.num_frames * FRAME_PX, FRAME_PX))
         return self.read(clips, self.scorer(clips), budget, num_rows)
@@ -140,7 +139,7 @@ class VideoTokenizer(nn.Module):
         rows = self.plan(num_patches, num_rows)
         _, heights, edges = cut_image(scores.flatten(1, 2), rows, num_patches)  # of (B, 14 T, 14) scores
         edges = edges * CELL_PX
-        patches = sample_tokens(clips.flatten(2, 3), heights, edges, self.patch_size).to(clips.dtype)
+        patches = sample_tokens(clips.flatten(2, 3), heights, edges, self.patch_size[0]).to(clips.dtype)
         tokens = F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
         regions = token_regions(heights.detach(), edges.detach(), FRAME_PX)
         return VideoTokenization(scores, heights, edges, regions, patches, tokens)
@@ -159,7 +158,7 @@ class VideoTokenizer(nn.Module):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Refuse another size (timm's contract)."""
-        check_same_patch(patch_size, (self.patch_size, self.patch_size))
+        check_same_patch(patch_size, self.patch_size)
         if img_size is not None and to_pair(img_size) != self.img_size:
             raise ValueError(f"img_size = {img_size}: clips of paper mode are {FRAME_PX} px; use mode='invariant'")
 
@@ -179,15 +178,3 @@ class VideoTokenizer(nn.Module):
         with torch.autocast(table.device.type, enabled=False):
             space, time = (carry_grid(grid.to(edges.dtype), heights, edges).to(grid.dtype) for grid in (space, time))
         return space, time
-
-
-def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' embedder entries by our names; the stages of the features that nobody reads are left out."""
-    names = {"score_backbone.": "scorer.", "score_head1.": "scorer.change.", "score_head2.": "scorer.topic."}
-    ours = {}
-    for name, value in state.items():
-        prefix = next((prefix for prefix in names if name.startswith(prefix)), "")
-        stage = name.split(".")[2] if prefix == "score_backbone." else "0"
-        if int(stage) < NUM_STAGES:
-            ours[names.get(prefix, "") + name.removeprefix(prefix)] = value
-    return ours

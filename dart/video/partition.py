@@ -122,7 +122,8 @@ def _share(weights: Tensor, total: int, least: Tensor) -> Tensor:
     """
     share = weights.cumsum(-1) / weights.sum(-1, keepdim=True)
     # Halves are rounded up, also where rounding made a little less of them: equal frames must not differ by chance.
-    spare = (share * total + 0.501).long() - least
+    half = 0.5 + max(1e-3, 1e-6 * total)
+    spare = (share * total + half).long() - least
     frames = torch.arange(weights.shape[-1], device=weights.device)
     most = torch.where(frames[:, None] >= frames, spare[:, None], 0).amax(-1)  # so far; cummax, for every exporter
     return most.minimum(total - least[:, -1:]) + least

@@ -40,7 +40,7 @@ VIM = {
     "num_classes": 10,
     "in_chans": 1,
     "depth": 1,
-    "token_budget": 16,
+    "token_budget": 9,
     "img_size": 64,
     "patch_size": 8,
     "scorer": "conv",
@@ -124,7 +124,7 @@ def test_exported_for_all_batch_sizes(name, kwargs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kwargs"), CASES[1:3])
+@pytest.mark.parametrize(("name", "kwargs"), [*CASES[1:3], SCAN])
 def test_onnx_for_all_batch_sizes(name, kwargs, tmp_path):
     """In onnxruntime, whose look-up knows float64: area sampling is as exact there as here."""
     onnxruntime = pytest.importorskip("onnxruntime")

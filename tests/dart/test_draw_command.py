@@ -117,7 +117,10 @@ def test_five_panels_of_any_photograph(options: str, folder: Path, capsys: pytes
         ("photo.jpg --checkpoint anonymous.safetensors", "does not say which model it is of; add --model NAME"),
         ("photo.jpg --checkpoint anonymous.safetensors --model dart_vit_micro", "of another architecture"),
         ("photo.jpg --model dart_deit_tiny --mode paper --aspect keep", "reads squares only"),
-        ("photo.jpg --model dart_deit_tiny --mode paper --sampling area", "sampling = 'area': paper mode has no such choice"),
+        (
+            "photo.jpg --model dart_deit_tiny --mode paper --sampling area",
+            "sampling = 'area': paper mode has no such choice",
+        ),
         ("photo.jpg --model dart_deit_tiny --mode paper --img-size 300", "paper mode knows 448 and 224 px only"),
         ("photo.jpg --model dart_vim_tiny --mode other", "invalid choice: 'other'"),
         ("photo.jpg --checkpoint dart.safetensors --class-names notes.txt", "class names = 1: the model has 3 classes"),
@@ -139,6 +142,26 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert sentence in done.err
     assert done.err.count("\n") == 1
     assert not Path("dart.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "arguments"),
+    [
+        ("dart_videomamba_nano", {"num_frames": 8}, "--checkpoint clips.safetensors"),
+        ("dart_videomamba_nano", {"num_frames": 8}, "--checkpoint clips.safetensors --scores gradient"),
+        ("dart_videomamba_tiny", {"num_frames": 8, "mode": "paper"}, "--checkpoint clips.safetensors"),
+        ("uniform_videomamba_nano", {"num_frames": 8}, "--model dart_vit_nano --uniform-checkpoint clips.safetensors"),
+    ],
+)
+def test_models_of_clips_are_refused(
+    name: str, kwargs: dict[str, Any], arguments: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kwargs = {**kwargs, "depth": 1}
+    write_weights(Path("clips.safetensors"), name, kwargs, timm.create_model(name, **kwargs).state_dict())
+    done = run(f"photo.jpg {arguments}", capsys)
+    assert done.code == 2
+    assert "num_frames = 8: a model of clips, and this draws photographs; see dart.draw.clips" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_weights_that_training_wrote_rebuild_their_model(tmp_path: Path) -> None:

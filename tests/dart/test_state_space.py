@@ -226,7 +226,9 @@ def test_it_exports_with_a_dynamic_batch(name, kwargs):
         ("vim_tiny", {"global_pool": "max"}, "global_pool = 'max': must be"),
         ("vim_tiny", {"num_frames": 2}, "num_frames = 2: VisionMamba reads images; use a .*videomamba_.* model"),
         ("dart_vim_nano", {"num_frames": 2}, "num_frames = 2: VisionMamba reads images"),
-        ("videomamba_tiny", {"num_frames": 0}, "num_frames = 0: must be at least 1"),
+        ("videomamba_tiny", {"num_frames": 0}, "num_frames = 0: must be a whole number, at least 1; None for images"),
+        ("videomamba_tiny", {"num_frames": 2.5}, "num_frames = 2.5: must be a whole number, at least 1"),
+        ("dart_videomamba_nano", {"num_frames": "8"}, "num_frames = '8': must be a whole number, at least 1"),
         (
             "dart_videomamba_tiny",
             {"mode": "paper", "num_frames": 4, "img_size": 448},

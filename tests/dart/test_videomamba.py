@@ -17,6 +17,7 @@ FAMILY = [
     ("dart_videomamba_nano", {"token_budget": 16}),
     ("uniform_videomamba_nano", {"token_budget": 16}),
 ]
+FEATURES = ("dart_videomamba_nano", {"token_budget": 16, "scorer": "squeezenet1_1", "score_input": 64})
 
 
 def build(name: str = "videomamba_tiny", **kwargs):
@@ -62,22 +63,22 @@ def test_directions_are_summed_not_averaged():
     torch.testing.assert_close(both(tokens), 2 * mean(tokens))
 
 
-@pytest.mark.parametrize(("name", "options"), FAMILY)
-def test_a_clip_of_one_frame_is_an_image(name, options):
-    """With the weights of an image model, whose times start at zero."""
-    image, clip = build(name, **options).double(), build(name, **options, num_frames=1).double()
-    for module in (image, clip):
-        head = getattr(module.patch_embed, "scorer", None)
-        if head is not None:
-            torch.nn.init.constant_(getattr(head, "frames", head).head.weight, 0.3)
-    state = clip.fit_entries(image.state_dict())
-    state = {
-        name.replace(".scorer.", ".scorer.frames.") if name not in clip.state_dict() else name: value
-        for name, value in state.items()
-    }
-    clip.load_state_dict(state, strict=False)
-    given = clips_of(1).double()
+@pytest.mark.parametrize(("name", "options"), [*FAMILY, FEATURES])
+def test_a_clip_of_one_frame_is_an_image(name, options, tmp_path):
+    """With the weights of an image model: its scorer is that of the frames, times start at zero, and motion is none."""
+    image = build(name, **options, in_chans=3)
+    scorer = getattr(image.patch_embed, "scorer", None)
+    if scorer is not None:
+        torch.nn.init.normal_((scorer.head[-1] if isinstance(scorer.head, torch.nn.Sequential) else scorer.head).weight)
+    torch.save({"model": image.state_dict()}, tmp_path / "image.pth")
+    overlay = {"file": str(tmp_path / "image.pth"), "num_classes": 5}
+    start = {"num_frames": 1, "pretrained": True, "pretrained_cfg_overlay": overlay}
+    image, clip = image.double(), build(name, **options, in_chans=3, **start).double()
+    given = torch.randn(2, 3, 1, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(clip(given), image(given[:, :, 0]), rtol=1e-9, atol=1e-9)
+    if scorer is not None:
+        assert not clip.patch_embed.scorer.head.weight.any()  # of the motion, not the image's
+        assert clip.patch_embed.inspect(given).density.std() > 0
 
 
 @pytest.mark.parametrize(("name", "options"), FAMILY)
@@ -121,6 +122,7 @@ def test_paper_mode_reads_clips_with_the_authors_tokenizer():
     features = model.forward_features(clips)
     assert features.shape == (1, 1 + 3 * 196, 16)
     embed = model.patch_embed
+    assert embed.patch_size == (16, 16)
     torch.testing.assert_close(
         model.embed(clips)[0], embed(clips, model.pos_embed, model.temporal_pos_embedding, model.cls_token)
     )

@@ -1,10 +1,12 @@
-"""The selective scan in runs is the recurrence, whatever the length, the step sizes and the precision."""
+"""The selective scan in blocks and in runs is the recurrence, whatever the length, the step sizes and the precision."""
 
 import pytest
 import torch
 
 from dart.kernels import selective_scan_blocks
-from dart.kernels.selective_scan import selective_scan, selective_scan_reference
+from dart.kernels.selective_scan import scan_in_runs, selective_scan, selective_scan_reference
+
+every_form = pytest.mark.parametrize("scan", [selective_scan, scan_in_runs], ids=["blocks", "runs"])
 
 
 def inputs(length: int, dtype=torch.float64, batch: int = 2, channels: int = 5, states: int = 3, requires_grad=False):
@@ -20,19 +22,21 @@ def inputs(length: int, dtype=torch.float64, batch: int = 2, channels: int = 5, 
     return [v.to(dtype).requires_grad_(requires_grad) for v in [*given, normal(channels)]]
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 31, 32, 33, 63, 121, 197])
-def test_it_is_the_recurrence_and_so_is_every_gradient(length):
+@every_form
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 8, 9, 31, 32, 33, 40, 63, 121, 197])
+def test_it_is_the_recurrence_and_so_is_every_gradient(length, scan):
     args = inputs(length, requires_grad=True)
-    expected, found = selective_scan_reference(*args), selective_scan(*args)
+    expected, found = selective_scan_reference(*args), scan(*args)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     weight = torch.randn(expected.shape, dtype=expected.dtype)
     for a, b in zip(*(torch.autograd.grad(y, args, weight) for y in (expected, found)), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
 
 
-def test_gradcheck():
+@every_form
+def test_gradcheck(scan):
     args = inputs(35, batch=1, channels=2, states=2, requires_grad=True)
-    assert torch.autograd.gradcheck(selective_scan, args)
+    assert torch.autograd.gradcheck(scan, args)
 
 
 def test_the_images_are_taken_in_parts(monkeypatch):
@@ -47,9 +51,12 @@ def test_the_images_are_taken_in_parts(monkeypatch):
         torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
 
 
-def test_no_images():
-    args = [v[:0] if v.dim() == 3 else v for v in inputs(5, requires_grad=True)]
-    assert selective_scan(*args).shape == (0, 5, 5)
+@every_form
+def test_no_images(scan):
+    leaves = inputs(5, requires_grad=True)
+    out = scan(*(v[:0] if v.dim() == 3 else v for v in leaves))
+    assert out.shape == (0, 5, 5)
+    assert all((grad == 0).all() for grad in torch.autograd.grad(out.sum(), leaves))
 
 
 def test_the_operator_keeps_torchs_rules():
@@ -71,34 +78,38 @@ def test_one_graph_for_every_batch_size():
                 torch.testing.assert_close(a, b)
 
 
-def test_without_a_direct_path():
+@every_form
+def test_without_a_direct_path(scan):
     *args, _ = inputs(20)
-    torch.testing.assert_close(selective_scan(*args), selective_scan_reference(*args), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(scan(*args), selective_scan_reference(*args), rtol=1e-10, atol=1e-10)
 
 
+@every_form
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e3, 1e6])
-def test_no_step_size_overflows(scale):
+def test_no_step_size_overflows(scale, scan):
     """A cumulative sum of exponents, undone by its inverse, would give infinity times zero here."""
     args = inputs(70, torch.float32)
     args[1] *= scale
     args = [v.requires_grad_() for v in args]
-    out = selective_scan(*args)
+    out = scan(*args)
     torch.testing.assert_close(out, selective_scan_reference(*args), rtol=1e-4, atol=1e-4 * max(scale, 1))
     assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(out.sum(), args))
 
 
-def test_an_output_depends_on_no_later_token():
+@every_form
+def test_an_output_depends_on_no_later_token(scan):
     args = inputs(50)
     changed = [v.clone() for v in args]
     for i in (0, 1, 3, 4):
         changed[i][:, 30:] = 0.5
-    assert torch.equal(selective_scan(*args)[:, :30], selective_scan(*changed)[:, :30])
+    assert torch.equal(scan(*args)[:, :30], scan(*changed)[:, :30])
 
 
-def test_half_precision_inputs_have_a_float32_state():
+@every_form
+def test_half_precision_inputs_have_a_float32_state(scan):
     args = inputs(197, torch.bfloat16)
     exact = selective_scan_reference(*(v.double() for v in args))
-    out = selective_scan(*args)
+    out = scan(*args)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-5)  # the rounding of the result, no more
 
