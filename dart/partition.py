@@ -79,7 +79,9 @@ def flow_regions(
     ends = even_ends(num_patches, num_rows, device)  # (1, R)
     levels = ends[0, :-1].to(dtype) / num_patches if by_mass else _even_levels(num_rows, device, dtype)
     rows = _with_ends(invert_cdf(density.sum(-1), levels), grid_h)  # (B, R + 1), cells
-    return cut_rows(density, rows, ends if by_mass else None, num_patches, img_size, grid_h)
+    # The mass of each row by column (B, R, G_w). Not `@`: under autocast that would be bfloat16.
+    strips = (overlap(rows, grid_h)[..., None] * density[:, None]).sum(2)
+    return cut_rows(strips, rows, ends if by_mass else None, num_patches, img_size, grid_h)
 
 
 def grid_regions(density: Tensor, grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
@@ -115,21 +117,20 @@ def uniform_regions(
 
 
 def cut_rows(
-    density: Tensor, rows: Tensor, ends: Tensor | None, num_patches: int, cell_size: tuple[int, int], grid_h: int
+    strips: Tensor, rows: Tensor, ends: Tensor | None, num_patches: int, cell_size: tuple[int, int], grid_h: int
 ) -> Tensor:
     """Row edges (B, R + 1), in cells -> regions (B, N, 4): every row cut into tokens of equal mass.
 
     Args:
+        strips: The mass of each row by column (B, R, G_w).
         ends: Tokens up to each row (1, R), or None to share them out by the rows' mean density.
         cell_size: Height in pixels of grid_h cells, and width of all.
     """
-    (height, width), grid_w = cell_size, density.shape[-1]
-    # The mass of each row by column (B, R, G_w). Not `@`: under autocast that would be bfloat16.
-    strips = (overlap(rows, density.shape[-2])[..., None] * density[:, None]).sum(2)
+    (height, width), grid_w = cell_size, strips.shape[-1]
     if ends is None:
         ends = _share_tokens(strips.sum(-1) / rows.diff(dim=-1), num_patches)
-    row, part = token_places(ends, num_patches, density.dtype)
-    row = row.expand(density.shape[0], -1)[..., None]
+    row, part = token_places(ends, num_patches, strips.dtype)
+    row = row.expand(strips.shape[0], -1)[..., None]
     x = invert_cdf(strips.gather(1, row.expand(-1, -1, grid_w)), part)  # (B, N, 2), cells
     x = torch.where(part < 1, x, grid_w)  # a row's end is exact whatever the rounding of the sums
     y = torch.stack([rows[:, :-1], rows[:, 1:]], -1).gather(1, row.expand(-1, -1, 2))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dart.kernels import invert_cdf
-from dart.partition import check_row_weight, cut_rows, flow_regions, plan_rows, token_places, uniform_regions
+from dart.partition import check_row_weight, cut_rows, flow_regions, overlap, plan_rows, token_places, uniform_regions
 
 
 def plan_clip_rows(num_patches: int, num_rows: int | None, num_frames: int, aspect: float = 1.0) -> int:
@@ -50,7 +50,8 @@ def clip_regions(
 
     Returns:
         (B, N, 4) pixels of the tall image, T H x W. Differentiable in the density; how many rows and tokens a frame
-        gets are constants, so gradient moves edges inside frames.
+        gets are constants, so gradient moves edges inside frames. On the way are R * G_h * G_w numbers per clip, and
+        N * R comparisons.
     """
     height, width = frame_size
     if num_frames == 1 or num_rows < num_frames:
@@ -62,7 +63,12 @@ def clip_regions(
     mass = marginal.gather(1, rows.frame[..., None].expand(-1, -1, grid_h))  # of every row's frame (B, R, G_h)
     tops = rows.frame * grid_h + invert_cdf(mass, rows.level[..., None])[..., 0]  # level 0 is exactly 0
     edges = F.pad(tops, (0, 1), value=num_frames * grid_h)  # (B, R + 1), cells of the tall image
-    return cut_rows(density, edges, rows.ends if row_weight == "mass" else None, num_patches, frame_size, grid_h)
+    # A row's mass by column is found in its own frame: with all frames, memory would grow with their square.
+    ends = torch.stack([edges[:, :-1], edges[:, 1:]], -1) - (rows.frame * grid_h)[..., None]
+    frames = density.unflatten(1, (num_frames, grid_h))
+    own = frames.gather(1, rows.frame[..., None, None].expand(-1, -1, *frames.shape[2:]))  # (B, R, G_h, G_w)
+    strips = (overlap(ends, grid_h).mT * own).sum(2)
+    return cut_rows(strips, edges, rows.ends if row_weight == "mass" else None, num_patches, frame_size, grid_h)
 
 
 def uniform_clip_regions(

@@ -146,6 +146,13 @@ def test_the_closed_form_is_the_partition_of_a_constant_density(size, data):
     torch.testing.assert_close(found, closed, rtol=0, atol=1e-3)
 
 
+def test_rounding_decides_nothing_in_large_clips_either():
+    """Frames get half tokens here, and sums of 70007 are off by more than a thousandth."""
+    density = torch.full((1, 14 * 5, 7), 1 / (14 * 35))
+    closed = uniform_clip_regions(70007, 14, 14, (40, 56), CPU, torch.float32)
+    torch.testing.assert_close(clip_regions(density, 14, 70007, 14, (40, 56)), closed, rtol=0, atol=1e-3)
+
+
 def test_fewer_rows_than_frames_span_frames():
     density = density_of(6, (4, 4))
     assert torch.equal(clip_regions(density, 6, 12, 3, (16, 16)), flow_regions(density, 12, 3, (96, 16)))
