@@ -73,7 +73,7 @@ def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame, uni
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.2, y=0.1)
-    ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="lower right")
+    ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
     _name_points(ax, _labels(finals))
     return figure
 
