@@ -56,7 +56,7 @@ def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6) -> None
     run_dir.mkdir(exist_ok=True)
     with TemporaryDirectory() as tmp:  # of its own: the file must be new
         arguments = (Path(tmp) / "rendezvous", trial.model_dump_json(), shards, run_dir, steps)
-        multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="fork")  # torch is loaded already
+        multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="spawn")  # autograd's threads do not survive a fork
 
 
 def write_shared(rank: int, folder: Path) -> None:
@@ -71,7 +71,7 @@ def write_shared(rank: int, folder: Path) -> None:
 
 
 def test_ranks_validate_with_the_statistics_of_the_model_that_is_kept(tmp_path: Path) -> None:
-    multiprocessing.start_processes(write_shared, (tmp_path,), WORLD_SIZE, start_method="fork")
+    multiprocessing.start_processes(write_shared, (tmp_path,), WORLD_SIZE, start_method="spawn")
     (kept, first), (other, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD_SIZE))
     assert not torch.equal(kept["running_mean"], other["running_mean"])
     assert all(torch.equal(kept[name], found[name]) for found in (first, second) for name in kept)
