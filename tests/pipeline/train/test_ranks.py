@@ -56,7 +56,8 @@ def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6) -> None
     run_dir.mkdir(exist_ok=True)
     with TemporaryDirectory() as tmp:  # of its own: the file must be new
         arguments = (Path(tmp) / "rendezvous", trial.model_dump_json(), shards, run_dir, steps)
-        multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="spawn")  # autograd's threads do not survive a fork
+        # Autograd's threads do not survive a fork.
+        multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="spawn")
 
 
 def write_shared(rank: int, folder: Path) -> None:
