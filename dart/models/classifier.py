@@ -3,6 +3,7 @@
 # B batch, C channels, H W image pixels, N patch tokens, L = N + 1 with the class token, D embedding
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from timm.models._features import feature_take_indices
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from dart.models.mamba import NO_WEIGHT_DECAY, add_to_stream
 
 
-class StateSpaceClassifier(nn.Module):
+class StateSpaceClassifier(nn.Module, ABC):
     """The part of `dart.models.state_space.StateSpaceModel` that does not know how tokens are made."""
 
     layers: nn.ModuleList
@@ -26,19 +27,19 @@ class StateSpaceClassifier(nn.Module):
     global_pool: str
     grad_checkpointing: bool
 
+    @abstractmethod
     def embed(
         self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Images or clips -> the first block's tokens (B, L, D), and the regions (B or 1, N, 4); None for the grid."""
-        raise NotImplementedError
 
+    @abstractmethod
     def split_class(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N + 1, D) -> the class token (B, 1, D), and the others (B, N, D) in their order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_map(self, patches: Tensor, regions: Tensor | None, images: Tensor) -> Tensor:
         """Patch tokens (B, N, D) as a map (B, D, rows, columns)."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor, *, num_patches: int | None = None, num_rows: int | None = None) -> Tensor:
         """(B, C, H, W) -> (B, num_classes), with another token budget and row count if given."""

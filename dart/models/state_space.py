@@ -4,6 +4,7 @@
 """
 
 import math
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -111,9 +112,9 @@ class StateSpaceModel(StateSpaceClassifier):
                 module.out_proj.weight.data.div_(depth**0.5)
 
     @staticmethod
+    @abstractmethod
     def class_index(num_patches: int) -> int:
         """Where the class token stands among so many patch tokens."""
-        raise NotImplementedError
 
     def build_patches(
         self, embed_dim: int, img_size: int | tuple[int, int], patch_size: int, in_chans: int, **unread: Any

@@ -12,6 +12,10 @@ from dart.scorer import build_scorer
 from dart.tokenizer import DartTokenizer, check_budget, one_of, to_pair
 
 REGION_OPTIONS = ("partition", "row_weight", "score_floor", "score_blur", "sampling")
+TOKENIZER_OPTIONS = (  # what a model hands through
+    "scorer", "pretrained_scorer", "frozen_scorer", "score_input", "scorer_stage", "scorer_norm", "num_rows",
+    *REGION_OPTIONS,
+)  # fmt: skip
 
 
 def build_tokenizer(

@@ -69,10 +69,7 @@ class VideoMamba(StateSpaceModel):
         found = self.patch_embed.inspect(images, num_patches, num_rows, with_patches=False)
         if table is None:
             return found.tokens, found.regions
-        carried = self.patch_embed.carry(table, self.temporal_pos_embedding, found)
-        if isinstance(carried, tuple):  # the paper's, which tells space and time apart
-            carried = carried[0] + carried[1]
-        return found.tokens + carried, found.regions
+        return found.tokens + self.patch_embed.carry(table, found, self.temporal_pos_embedding), found.regions
 
     def to_map(self, patches: Tensor, regions: Tensor | None, images: Tensor) -> Tensor:
         """Of clips, one map per frame: (B, N, D) -> (B, D, T, rows, columns)."""

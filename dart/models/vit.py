@@ -13,7 +13,7 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dart.models.tokenizers import REGION_OPTIONS, build_tokenizer, set_token_budget
+from dart.models.tokenizers import TOKENIZER_OPTIONS, build_tokenizer, set_token_budget
 from dart.pos_embed import map_features
 
 
@@ -27,10 +27,7 @@ class RegionVisionTransformer(VisionTransformer):
         img_size: H, W that the model is made for, or one number; invariant models take any other size too.
         pos_embed: "geometry", or "table" for a table of `table_size` squared entries carried onto the regions.
         table_size: Side of that table; 14 is DeiT's.
-        scorer, pretrained_scorer, frozen_scorer, score_input, scorer_stage, scorer_norm: See
-            `dart.scorer.build_scorer`.
-        num_rows, partition, row_weight, score_floor, score_blur, sampling: See `dart.tokenizer.DartTokenizer`.
-        others: timm's.
+        others: What else `build_tokenizer` takes, and timm's.
     """
 
     patch_embed: Any  # a DartTokenizer, or a dart.paper.PaperTokenizer, which needs torchvision's networks
@@ -47,16 +44,9 @@ class RegionVisionTransformer(VisionTransformer):
         in_chans: int = 3,
         pos_embed: str = "table",
         table_size: int = 14,
-        scorer: str = "conv",
-        pretrained_scorer: bool = False,
-        frozen_scorer: bool | None = None,
-        score_input: int | str | None = 224,
-        scorer_stage: int | None = None,
-        scorer_norm: str | None = None,
-        num_rows: int | None = None,
         **kwargs: Any,
     ) -> None:
-        regions = {key: kwargs.pop(key) for key in REGION_OPTIONS if key in kwargs}
+        options = {key: kwargs.pop(key) for key in TOKENIZER_OPTIONS if key in kwargs}
         # timm's own patch embedding is a throw-away: its weight initialisation must not reset the scorer.
         super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, pos_embed="none", **kwargs)
         self.table_size = (table_size, table_size)
@@ -67,8 +57,7 @@ class RegionVisionTransformer(VisionTransformer):
             self.embed_dim,
             tokenizer=tokenizer, token_budget=token_budget, mode=mode,
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, pos_embed=pos_embed, table_size=table_size,
-            scorer=scorer, pretrained_scorer=pretrained_scorer, frozen_scorer=frozen_scorer, score_input=score_input,
-            scorer_stage=scorer_stage, scorer_norm=scorer_norm, num_rows=num_rows, **regions,
+            **options,
         )  # fmt: skip
         self._renew_feature_info()
 
@@ -114,7 +103,10 @@ class RegionVisionTransformer(VisionTransformer):
         num_rows: int | None = None,
     ) -> Tensor:
         """(B, C, H, W) -> (B, prefix + N, D)."""
-        x, _ = self.embed(x, num_patches, num_rows)
+        return self.run_blocks(self.embed(x, num_patches, num_rows)[0], attn_mask, is_causal)
+
+    def run_blocks(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """The sequence of `embed` -> the last block's, normalised, both (B, prefix + N, D)."""
         if attn_mask is not None or is_causal:
             for block in self.blocks:
                 x = block(x, attn_mask=attn_mask, is_causal=is_causal)

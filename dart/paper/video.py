@@ -110,9 +110,9 @@ class VideoTokenizer(nn.Module):
             (B, 1 + N, D).
         """
         tokenization = self.inspect(clips)
-        space, time = self.carry(pos_embed[:, 1:], time_embed, tokenization)
+        positions = self.carry(pos_embed[:, 1:], tokenization, time_embed)
         first = (cls_token + pos_embed[:, :1]).expand(clips.shape[0], -1, -1)
-        return torch.cat([first, tokenization.tokens + space + time], 1)
+        return torch.cat([first, tokenization.tokens + positions], 1)
 
     def inspect(
         self, clips: Tensor, num_patches: int | None = None, num_rows: int | None = None, *, with_patches: bool = True
@@ -170,11 +170,22 @@ class VideoTokenizer(nn.Module):
         """Pixels per cell of the score grid (timm's contract)."""
         return CELL_PX if as_scalar else (CELL_PX, CELL_PX)
 
-    def carry(self, table: Tensor, time_table: Tensor, tokenization: VideoTokenization) -> tuple[Tensor, Tensor]:
-        """Where and when every token is: tables (1, 196, D) and (1, T, D) -> (B, N, D) each."""
-        heights, edges = tokenization.row_heights, tokenization.strip_edges / CELL_PX
-        space = table.unflatten(1, (GRID_SIDE, GRID_SIDE)).repeat(1, self.num_frames, 1, 1)
-        time = time_table.repeat_interleave(GRID_SIDE, 1)[:, :, None].expand(-1, -1, GRID_SIDE, -1)
-        with torch.autocast(table.device.type, enabled=False):
-            space, time = (carry_grid(grid.to(edges.dtype), heights, edges).to(grid.dtype) for grid in (space, time))
-        return space, time
+    def carry(self, table: Tensor, tokenization: VideoTokenization, time_table: Tensor | None = None) -> Tensor:
+        """Where and when every token is: the sum of `carry_places` and, given a table of times, `carry_times`."""
+        places = self.carry_places(table, tokenization)
+        return places if time_table is None else places + self.carry_times(time_table, tokenization)
+
+    def carry_places(self, table: Tensor, tokenization: VideoTokenization) -> Tensor:
+        """Where every token is in its frame: a table (1, 196, D) -> (B, N, D)."""
+        return _carry(table.unflatten(1, (GRID_SIDE, GRID_SIDE)).repeat(1, self.num_frames, 1, 1), tokenization)
+
+    def carry_times(self, table: Tensor, tokenization: VideoTokenization) -> Tensor:
+        """When every token is: a table (1, T, D) -> (B, N, D)."""
+        return _carry(table.repeat_interleave(GRID_SIDE, 1)[:, :, None].expand(-1, -1, GRID_SIDE, -1), tokenization)
+
+
+def _carry(grid: Tensor, tokenization: VideoTokenization) -> Tensor:
+    """The means over the tokens of an embedding (1, 14 T, 14, D) of the stacked frames' cells."""
+    edges = tokenization.strip_edges / CELL_PX
+    with torch.autocast(grid.device.type, enabled=False):
+        return carry_grid(grid.to(edges.dtype), tokenization.row_heights, edges).to(grid.dtype)

@@ -122,16 +122,17 @@ class VideoTokenizer(DartTokenizer):
         check_pixels(clips, self.patch_size[0], "clips")
 
     @staticmethod
-    def carry(table: Tensor, time_table: Tensor, tokenization: Tokenization) -> Tensor:  # type: ignore[override]
+    def carry(table: Tensor, tokenization: Tokenization, time_table: Tensor | None = None) -> Tensor:
         """Where and when every token is, by two tables, summed: (B or 1, N, D), see `carry_clip_tables`.
 
         Args:
             table: (1, G * G, D), of places in a frame.
-            time_table: (1, T, D), of times.
             tokenization: Of `inspect`.
+            time_table: (1, T, D), of times; None for places alone.
         """
         found = tokenization
-        return carry_clip_tables(table, time_table, found.regions, found.img_size, found.num_frames)
+        times = table.new_zeros(1, found.num_frames, table.shape[2]) if time_table is None else time_table
+        return carry_clip_tables(table, times, found.regions, found.img_size, found.num_frames)
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def test_video(dtype):
     ours = {"score": found.scores.flatten(1)}
     if dtype == torch.float32:
         found = embed.read(clips, tensor(golden["score"], dtype).view_as(found.scores))
-    space, time = embed.carry(tables[0][:, 1:], tables[1], found)
+    space, time = embed.carry_places(tables[0][:, 1:], found), embed.carry_times(tables[1], found)
     ours |= {"heights": found.row_heights, "edges_px": found.strip_edges}
     ours |= {"pos_resampled": space[:1], "time_resampled": time[:1]}
     ours["out"] = torch.cat([embed(clips, *tables)[:, :1], found.tokens + space + time], 1)
