@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dart.registry import WEIGHTS_METADATA
+from dart.registry import HEADS, WEIGHTS_METADATA
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -187,7 +187,8 @@ def build(model_name: str, kwargs: dict[str, Any]) -> "nn.Module":
     import dart.models  # noqa: F401 (registers the models)
 
     if not timm.is_model(model_name):
-        known = ", ".join(timm.list_models(["*dart_*", "uniform_*", "vim_*", "videomamba_*"]))
+        ours, segmenters = ["*dart_*", "uniform_*", "vim_*", "videomamba_*"], [f"*_{head}" for head in HEADS]
+        known = ", ".join(timm.list_models(ours, exclude_filters=segmenters))
         raise ValueError(f"model = {model_name!r}: unknown; known: {known}")
     return timm.create_model(model_name, **kwargs)
 

@@ -6,6 +6,8 @@ tensor of regions (B, N, 4), x0 y0 x1 y1, in reading order; they tile the image,
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,11 +92,24 @@ def grid_regions(density: Tensor, grid: tuple[int, int], img_size: tuple[int, in
     The cells of such a grid are rectangles of a separable warp of the image (paper, DART-Grid); their masses are
     equal only where the density is a product of its two margins.
     """
+    return grid_cells(*grid_edges(density, grid, img_size))
+
+
+def grid_edges(density: Tensor, grid: tuple[int, int], img_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The borders of those rows (B, R + 1) and columns (B, K + 1), in pixels: density (B, G_h, G_w), grid R, K."""
     rows, cols = (
         _equal_parts(density.sum(axis), parts) * pixels / cells
         for axis, parts, pixels, cells in zip((-1, -2), grid, img_size, density.shape[-2:], strict=True)
     )
-    return _product(rows, cols)
+    return rows, cols
+
+
+def grid_cells(rows: Tensor, cols: Tensor) -> Tensor:
+    """Row edges (B, R + 1) and column edges (B, K + 1) -> regions (B, R * K, 4)."""
+    shape = (rows.shape[0], rows.shape[1] - 1, cols.shape[1] - 1)
+    x0, x1 = cols[:, None, :-1].expand(shape), cols[:, None, 1:].expand(shape)
+    y0, y1 = rows[:, :-1, None].expand(shape), rows[:, 1:, None].expand(shape)
+    return torch.stack([x0, y0, x1, y1], -1).flatten(1, 2)
 
 
 def uniform_regions(
@@ -171,6 +186,13 @@ def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def whole_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast: geometry is not rounded to half precision. Devices that do not know autocast have none."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def _even_levels(parts: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The inner borders of equal parts of 1: (parts - 1,)."""
     return torch.arange(1, parts, device=device, dtype=dtype) / parts
@@ -188,14 +210,6 @@ def _share_tokens(weights: Tensor, num_patches: int) -> Tensor:
 def _equal_parts(mass: Tensor, parts: int) -> Tensor:
     """Edges (B, parts + 1), in cells, of parts of equal mass of (B, G)."""
     return _with_ends(invert_cdf(mass, _even_levels(parts, mass.device, mass.dtype)), mass.shape[-1])
-
-
-def _product(rows: Tensor, cols: Tensor) -> Tensor:
-    """Row edges (B, R + 1) and column edges (B, K + 1) -> regions (B, R * K, 4)."""
-    shape = (rows.shape[0], rows.shape[1] - 1, cols.shape[1] - 1)
-    x0, x1 = cols[:, None, :-1].expand(shape), cols[:, None, 1:].expand(shape)
-    y0, y1 = rows[:, :-1, None].expand(shape), rows[:, 1:, None].expand(shape)
-    return torch.stack([x0, y0, x1, y1], -1).flatten(1, 2)
 
 
 def _with_ends(inner: Tensor, end: int) -> Tensor:

@@ -24,9 +24,17 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "nano": {"embed_dim": 48, "depth": 3, "state_size": 4},
         "tiny": {"embed_dim": 192, "depth": 24},
     },
+    "swin": {variant: {"backbone": f"swin_{variant}_patch4_window7_224"} for variant in ("tiny", "small", "base")},
 }
 BACKBONES = tuple(VARIANTS)
 TOKENIZERS = ("dart", "uniform")
+# What makes a class for every pixel out of a backbone's features, and of which backbones'. "segmenter" paints tokens on
+# their regions (dart.models.segmenter), "upernet" reads the warped image's feature maps (dart.models.warped).
+SEGMENTERS = {"segmenter": ("vit", "deit"), "upernet": ("swin",)}
+HEADS = tuple(SEGMENTERS)
+CLASSIFIERS = tuple(
+    backbone for backbone in BACKBONES if backbone not in SEGMENTERS["upernet"]
+)  # without a head's name
 # The paper's token budgets; a model is registered for each of them.
 BUDGETS = (121, 144, 196, 288, 392)
 SCORERS = ("conv", "mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0")
@@ -50,6 +58,6 @@ MODES = ("invariant", "paper")
 WEIGHTS_METADATA = "dart"
 
 
-def model_name(tokenizer: str, backbone: str, variant: str) -> str:
-    """The name under which timm knows a model, for example `dart_vit_micro`."""
-    return f"{tokenizer}_{backbone}_{variant}"
+def model_name(tokenizer: str, backbone: str, variant: str, head: str | None = None) -> str:
+    """The name under which timm knows a model, for example `dart_vit_micro` or `dart_vit_micro_segmenter`."""
+    return "_".join((tokenizer, backbone, variant) + ((head,) if head else ()))

@@ -92,10 +92,7 @@ class DartTokenizer(nn.Module):
         self.partition = one_of("partition", partition, PARTITIONS)
         self.row_weight = one_of("row_weight", row_weight, ROW_WEIGHTS)
         self.sampling = one_of("sampling", sampling, SAMPLINGS)
-        if not 0 < score_floor <= 1:
-            raise ValueError(f"score_floor = {score_floor}: must be above 0 and at most 1 (share that is uniform)")
-        if score_blur < 0:
-            raise ValueError(f"score_blur = {score_blur}: must be at least 0 (passes of a mean filter)")
+        check_score_options(score_floor, score_blur)
         self.score_floor, self.score_blur = score_floor, score_blur
         self.plan(self.num_patches, num_rows)
         self.scorer = scorer
@@ -213,6 +210,14 @@ def one_of(where: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{where} = {value!r}: unknown; known: {', '.join(known)}")
     return value
+
+
+def check_score_options(score_floor: float, score_blur: int) -> None:
+    """Refuse what makes no density of scores."""
+    if not 0 < score_floor <= 1:
+        raise ValueError(f"score_floor = {score_floor}: must be above 0 and at most 1 (share that is uniform)")
+    if score_blur < 0:
+        raise ValueError(f"score_blur = {score_blur}: must be at least 0 (passes of a mean filter)")
 
 
 def check_budget(token_budget: int, img_size: tuple[int, int], whole: str = "image") -> int:

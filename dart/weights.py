@@ -72,6 +72,7 @@ def infer_kwargs(state: dict[str, Tensor]) -> dict[str, Any]:
         kwargs |= {"in_chans": projection.shape[1], "patch_size": projection.shape[-1]}
     if head is not None:
         kwargs["num_classes"] = len(head)
+    kwargs |= _infer_paint(state)
     if any(name.startswith("patch_embed.pos_embed.") for name in state):
         kwargs["pos_embed"] = "geometry"
     elif table is not None and table.ndim == 3:
@@ -119,6 +120,17 @@ def check_name(name: str, family: str) -> None:
     plain = [model for model in known if not model[-1].isdigit()]  # the rest differ in their budget alone
     remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(plain)}"
     raise ValueError(f"model = {name!r}: {what}; {remedy}")
+
+
+def _infer_paint(state: dict[str, Tensor]) -> dict[str, Any]:
+    """A segmenter's head, but for its stride, which no entry depends on."""
+    decode, last = state.get("head.decode.weight"), state.get("head.classifier.weight")
+    if decode is None or last is None:
+        return {}
+    num_classes, dim = last.shape[:2]
+    depth = sum(name.startswith("head.refine.") and name.endswith(".weight") for name in state)
+    sizes = {"head_points": int((len(decode) / dim) ** 0.5), "head_dim": dim, "head_depth": depth}
+    return {"num_classes": num_classes, **sizes}
 
 
 def _infer_scorer(entries: dict[str, torch.Size], in_chans: int, make: Callable[..., nn.Module]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dart import registry
 from pipeline.clip_rules import ViewsConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import ConfigError, UserError, problem, unknown_name
+from pipeline.mask_rules import WARP_UNREAD, TestMasksConfig, head_problems
 from pipeline.recipe import AUGMENT_TAGS, TrainConfig
 from pipeline.schema import MISSING, Seed, Strict, inconsistent, one_of, several
 
@@ -40,6 +41,8 @@ class ModelConfig(Strict):
     patch_size: int = Field(ge=1)  # pixels on the side of every token's patch, whatever its region's size
     in_chans: int = Field(ge=1)
     num_frames: Annotated[int, Field(ge=1)] | None = None  # that the model reads of a clip; None: it reads images
+    head: Annotated[str, one_of(registry.HEADS)] | None = None  # that gives every pixel a class; None: the image one
+    pretrained: bool | None = None  # of the head upernet: the backbone starts from published weights, downloaded once
 
     @model_validator(mode="after")
     def _backbone_has_variant(self) -> "ModelConfig":
@@ -54,7 +57,7 @@ class TokenizerConfig(Strict):
     """How an image is cut into tokens; `dart.tokenizer` and `dart.scorer` explain each key.
 
     A key is null, or left out, exactly where it has no meaning: most of them in paper mode, `SCORER_KEYS` beside the
-    scorer "conv".
+    scorer "conv", `WARP_UNREAD` before the head "upernet".
     """
 
     name: Annotated[str, one_of(registry.TOKENIZERS)]
@@ -93,7 +96,7 @@ class TokenizerConfig(Strict):
             value = getattr(self, key)
             if key in unread and value is not None:
                 problems.append(problem(key, value, where, "null, or leave it out"))
-            elif key not in unread and value is None:
+            elif key not in unread and value is None and key not in WARP_UNREAD:  # which the head decides
                 problems.append(f"{key}: {MISSING}")
         if (self.scorer in registry.PAPER_SCORERS) != paper:
             known = registry.PAPER_SCORERS if paper else (*registry.SCORERS, "timm/NAME")
@@ -157,6 +160,7 @@ class EvaluateConfig(Strict):
     batch_size: int = Field(ge=1)
     gallery_samples: int = Field(ge=0)
     clips: ViewsConfig | None = None  # where the samples are clips
+    masks: TestMasksConfig | None = None  # where every pixel has a class
 
 
 class BenchmarkConfig(Strict):
@@ -194,15 +198,15 @@ class Trial(Strict):
     @property
     def model_name(self) -> str:
         """timm's name of the model."""
-        return registry.model_name(self.tokenizer.name, self.model.backbone, self.model.variant)
+        return registry.model_name(self.tokenizer.name, self.model.backbone, self.model.variant, self.model.head)
 
     def architecture(self) -> dict[str, Any]:
         """What cost and speed depend on: the model and the tokenizer, not the training."""
         unread = set() if self.tokenizer.name == "dart" else {*registry.DART_ONLY, "mode"}
         unread |= {key for key in (*INVARIANT_ONLY, *SCORER_KEYS) if getattr(self.tokenizer, key) is None}
         tokenizer = self.tokenizer.model_dump(mode="json", exclude=unread)
-        images = {"num_frames"} if self.model.num_frames is None else set()
-        return {"model": self.model.model_dump(mode="json", exclude=images), "tokenizer": tokenizer}
+        unsaid = {key for key in ("num_frames", "head", "pretrained") if getattr(self.model, key) is None}
+        return {"model": self.model.model_dump(mode="json", exclude=unsaid), "tokenizer": tokenizer}
 
     def science(self) -> dict[str, Any]:
         """What the weights depend on; its hash, with data and code, is the run's fingerprint."""
@@ -210,7 +214,7 @@ class Trial(Strict):
         if self.init_from is not None:
             pinned["init_from"] = self.init_from.science()
         unread = set() if self.tokenizer.name == "dart" else {"scorer_lr_scale"}
-        unread |= {"clips"} if self.train.clips is None else set()
+        unread |= {key for key in ("clips", "masks") if getattr(self.train, key) is None}
         train = self.train.model_dump(mode="json", exclude=unread)
         return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
 
@@ -294,7 +298,7 @@ def check_trial(trial: Trial, where: str) -> list[str]:
     if trial.num_workers:
         key, paired = f"{where}train.global_batch_size", train.mixing is not None
         problems += indivisible_batch(key, train.global_batch_size, trial.num_workers, paired)
-    return problems
+    return problems + head_problems(trial, where)
 
 
 def indivisible_batch(where: str, global_batch_size: int, world_size: int, paired: bool = False) -> list[str]:

@@ -7,14 +7,18 @@ from torch import nn
 
 from pipeline.config import Trial
 from pipeline.errors import UserError
+from pipeline.mask_rules import MasksConfig
 from pipeline.recipe import AugmentConfig
+
+# What a record says of a model and its constructor is not told: its name does, or weights take its place.
+UNTOLD = ("name", "backbone", "variant", "head", "pretrained")
 
 
 def build_model(trial: Trial, num_classes: int, *, to_train: bool = False) -> nn.Module:
     """The timm model of a trial, freshly initialised from torch's global random state.
 
     Args:
-        to_train: With what training alone needs: published weights of the scorer, stochastic depth.
+        to_train: With what training alone needs: published weights to start from, stochastic depth.
 
     Raises:
         UserError: the model cannot be built, or those weights not be had.
@@ -24,6 +28,8 @@ def build_model(trial: Trial, num_classes: int, *, to_train: bool = False) -> nn
         options["drop_path_rate"] = trial.train.drop_path
     if to_train and trial.architecture()["tokenizer"].get("pretrained_scorer"):
         options |= {"pretrained_scorer": True, "scorer_norm": None}
+    if to_train and trial.model.pretrained:
+        options["pretrained_backbone"] = True
     return build_architecture(trial.model_name, trial.architecture(), num_classes, **options)
 
 
@@ -45,18 +51,18 @@ def build_architecture(model_name: str, architecture: Mapping[str, Any], num_cla
 
 
 def model_kwargs(
-    architecture: Mapping[str, Any], num_classes: int, augment: AugmentConfig | None = None
+    architecture: Mapping[str, Any], num_classes: int, views: AugmentConfig | MasksConfig | None = None
 ) -> dict[str, Any]:
     """The keyword arguments of `timm.create_model` for such a record; they are kept with the weights.
 
     Args:
-        augment: Says how pixels are normalised; None: from -1 to 1.
+        views: Says how pixels are normalised; None: from -1 to 1.
     """
     options = {**architecture["model"], **architecture["tokenizer"]}
-    kwargs = {k: v for k, v in options.items() if k not in ("name", "backbone", "variant") and v is not None}
+    kwargs = {k: v for k, v in options.items() if k not in UNTOLD and v is not None}
     if kwargs.get("pretrained_scorer"):  # the same network without a download
         kwargs["pretrained_scorer"] = False
         kwargs |= {"scorer_norm": "batch"} if kwargs.get("mode") != "paper" else {}
     # How images become numbers (`pipeline.data.transforms`), for whoever reads pictures for the model.
-    mean, std = (tuple(augment.mean), tuple(augment.std)) if augment else ((0.5,) * 3, (0.5,) * 3)
+    mean, std = (tuple(views.mean), tuple(views.std)) if views else ((0.5,) * 3, (0.5,) * 3)
     return {**kwargs, "num_classes": num_classes, "pretrained_cfg_overlay": {"mean": mean, "std": std}}

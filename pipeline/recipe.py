@@ -9,11 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.clip_rules import ClipsConfig
-from pipeline.schema import Fraction, Strict, inconsistent
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Channels = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=3, max_length=3)]
-Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+from pipeline.mask_rules import MasksConfig
+from pipeline.schema import Channels, Fraction, Probability, Range, Strict, inconsistent
 
 
 class AugmentConfig(Strict):
@@ -77,6 +74,7 @@ class TrainConfig(Strict):
     model_ema_decay: Annotated[float, Field(gt=0, lt=1)] | None  # the average is validated, and is what is kept
     augment: Augment
     clips: ClipsConfig | None = None  # where the samples are clips: which of their frames are read
+    masks: MasksConfig | None = None  # where pixels have classes: how squares are cut; null: images as they are stored
     precision: Literal["fp32", "bf16", "fp64"]
 
     @model_validator(mode="after")
@@ -92,6 +90,11 @@ class TrainConfig(Strict):
     def augmentation(self) -> AugmentConfig | None:
         """The mapping, if it is one."""
         return self.augment if isinstance(self.augment, AugmentConfig) else None
+
+    @property
+    def normalised(self) -> AugmentConfig | MasksConfig | None:
+        """The mapping that says how pixels are normalised; None: from -1 to 1."""
+        return self.masks or self.augmentation
 
     @property
     def mixing(self) -> AugmentConfig | None:

@@ -18,7 +18,7 @@ def main() -> None:
     from pipeline.config import load_params, load_suite
     from pipeline.data.clips import Views
     from pipeline.errors import UserError
-    from pipeline.evaluate import evaluate_runs, write_evaluation, write_gallery
+    from pipeline.evaluate import evaluate_runs, task_of, write_evaluation
     from pipeline.files import building_dir
     from pipeline.tracking.uri import check_uri, resolve_uri
 
@@ -40,14 +40,17 @@ def main() -> None:
         clips = suite.evaluate.clips
         views = Views(clips.num_segments, clips.num_crops) if clips else None
         predictions = evaluate_runs(
-            entries, weights, shards, suite.evaluate.batch_size, params.placement, progress, views
-        )
+            entries, weights, shards, suite.evaluate.batch_size, params.placement, progress, views,
+            suite.evaluate.masks,
+        )  # fmt: skip
     with building_dir(results / "evaluate") as folder:
-        write_evaluation(folder, name, entries, predictions, shards)
+        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks)
         for entry in {e["name"]: e for _, e in reversed(train)}.values():  # the first seed of each experiment
             key = entry["fingerprint"]
             picture = folder / "gallery" / f"{key}.npz"
-            write_gallery(picture, entry, weights[key], shards, predictions[key], suite.evaluate.gallery_samples)
+            task_of(shards).write_gallery(
+                picture, entry, weights[key], shards, predictions[key], suite.evaluate.gallery_samples
+            )
     print(f"evaluated {len(entries)} runs of {name} on the test split")
     tell_mlflow(params.tracking.uri, name, shards / "manifest.json")
 

@@ -18,6 +18,7 @@ from dart.draw.figures import Caption, Panels
 from dart.kernels import sample_regions
 from dart.paper import PaperTokenizer
 from dart.partition import uniform_regions
+from dart.registry import HEADS
 from dart.weights import build_model, check_name, read_weights
 
 SCORE_CELL_PX = 16
@@ -59,13 +60,14 @@ def load_dart(model_name: str | None, checkpoint: Path | None, options: dict[str
     """The DART model to look at, its scorer replaced by `GradientScorer` where `scores` is "gradient".
 
     Raises:
-        ValueError: as `dart.weights.build_model`, and for models that have no DART tokenizer, or read clips.
+        ValueError: as `dart.weights.build_model`, and for models that have no DART tokenizer, that read clips, or give
+            every pixel a class.
     """
     if model_name is not None:
-        check_name(model_name, "dart")
+        _check_name(model_name, "dart")
     weights = None if checkpoint is None else read_weights(checkpoint, model_name)
     if weights is not None and weights.model_name is not None:
-        check_name(weights.model_name, "dart")
+        _check_name(weights.model_name, "dart")
     model: Any = _check_reads_images(build_model(model_name, weights, options))
     if scores == "gradient":
         model.patch_embed.scorer = GradientScorer(log=not is_paper(model))
@@ -77,9 +79,17 @@ def load_uniform(checkpoint: Path | None, token_budget: int | None) -> nn.Module
     if checkpoint is None:
         return None
     weights = read_weights(checkpoint, None)
-    check_name(weights.model_name or "", "uniform")
+    _check_name(weights.model_name or "", "uniform")
     options = {} if token_budget is None else {"token_budget": token_budget}
     return _check_reads_images(build_model(None, weights, options))
+
+
+def _check_name(name: str, family: str) -> None:
+    check_name(name, family)
+    if name.endswith(tuple(f"_{head}" for head in HEADS)):
+        raise ValueError(
+            f"model = {name!r}: gives every pixel a class, and this draws classifiers; see dart.draw.segments"
+        )
 
 
 def _check_reads_images(model: nn.Module) -> nn.Module:

@@ -14,11 +14,13 @@ SCORER = "patch_embed.scorer."
 def filter_checkpoint(state: dict[str, Any], model: RegionVisionTransformer | StateSpaceModel) -> dict[str, Tensor]:
     """A checkpoint of ours as it is; weights of the plain model complete, with this model's own scorer.
 
+    A segmenter takes a classifier's weights, and keeps its own head.
+
     Raises:
         ValueError: the checkpoint has a position table and the model none, or it is another architecture's.
     """
     own = model.state_dict()
-    state = _fit_scorer(state.get("model", state), own)
+    state = _fit_head(_fit_scorer(state.get("model", state), own), own)
     state = {**{k: v for k, v in own.items() if k.startswith(SCORER)}, **state}
     table = state.get("pos_embed")
     if table is not None and model.pos_embed is None:
@@ -49,6 +51,19 @@ def _fit_scorer(state: dict[str, Any], own: dict[str, Tensor]) -> dict[str, Any]
     if any(k.startswith(frames) for k in state) or not any(k.startswith(frames) for k in own):
         return state
     return {frames + k.removeprefix(SCORER) if k.startswith(SCORER) else k: v for k, v in state.items()}
+
+
+def _fit_head(state: dict[str, Any], own: dict[str, Tensor]) -> dict[str, Any]:
+    """The head of a segmenter as the model has it, where the checkpoint has one of image classes, or none."""
+    decode = "head.decode.weight"
+    if decode not in own or decode in state:
+        return state
+    return {
+        k: v
+        for source, head in ((state, False), (own, True))
+        for k, v in source.items()
+        if k.startswith("head.") == head
+    }
 
 
 def _fixed_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -91,18 +91,24 @@ class DenseReshaper(nn.Module):
     Train on `warp_images` and `warp_labels` of a grid; at inference bring the logits back with `unwarp`.
     """
 
-    def __init__(self, scorer: str = "efficientnet_b0_v1", *, score_input: str = "full") -> None:
+    def __init__(
+        self, scorer: str = "efficientnet_b0_v1", *, score_input: str = "full", pretrained_scorer: bool = False
+    ) -> None:
         super().__init__()
-        self.scorer = PaperScorer(scorer, score_input)
+        self.scorer = PaperScorer(scorer, score_input, pretrained_scorer)
 
     def forward(self, images: Tensor) -> GridWarp:
         """(B, 3, H, W) -> the grid, sizes in px that sum to H and to W; differentiable."""
+        scores = self.score(images)
+        return equal_mass_grid(scores, *scores.shape[1:])
+
+    def score(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> one score for every 16 x 16 px, positive."""
         check_images(images, 3, CELL_PX)
         height, width = images.shape[-2:]
         if height % CELL_PX or width % CELL_PX:
             raise ValueError(f"images = {height} x {width} px: both sides must be multiples of {CELL_PX}; pad or crop")
-        cells = (height // CELL_PX, width // CELL_PX)
-        return equal_mass_grid(self.scorer(images, cells), *cells)
+        return self.scorer(images, (height // CELL_PX, width // CELL_PX))
 
 
 def equal_mass_grid(scores: Tensor, num_rows: int, num_cols: int) -> GridWarp:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.catalog import Cifar10Options
 from pipeline.data.download import RemoteFile, fetch_files
 from pipeline.data.lazy import LazySamples
+from pipeline.data.options import Cifar10Options
 from pipeline.data.published import Published, published_part, split_samples
 from pipeline.errors import UserError
 

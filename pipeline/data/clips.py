@@ -144,13 +144,12 @@ class ClipTransform:
         chosen = [fixed_frames(available, self.clip, s, views.num_segments) for s in range(views.num_segments)]
         wanted, place = np.unique(np.concatenate(chosen), return_inverse=True)  # every frame is decoded once
         recipe = self.transform.augment
-        crop_pct, method = (
-            (recipe.crop_pct, recipe.interpolation) if isinstance(recipe, AugmentConfig) else (1.0, "bilinear")
-        )
+        crop_pct, method, mean, std = 1.0, "bilinear", GREY, GREY
+        if isinstance(recipe, AugmentConfig):
+            crop_pct, method, mean, std = recipe.crop_pct, recipe.interpolation, recipe.mean, recipe.std
         frames = resize(read(wanted.tolist()), round(self.img_size / crop_pct), method)
         segments = [frames[rows] for rows in place.reshape(views.num_segments, -1)]
         squares = [crop(s, self.img_size, c, views.num_crops) for s in segments for c in range(views.num_crops)]
-        mean, std = (recipe.mean, recipe.std) if isinstance(recipe, AugmentConfig) else (GREY, GREY)
         return torch.stack([normalise_clip(square, mean, std) for square in squares])
 
 

@@ -7,24 +7,26 @@ index) alone.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.catalog import SPLITS, DigitsOptions, Sample
+from pipeline.data.catalog import SPLITS, Sample
 from pipeline.data.lazy import LazySamples
+from pipeline.data.options import DigitsOptions
 
 RAW_FILE = "digits.npz"
 SPLIT_FRACS = {"train": 0.60, "val": 0.15, "test": 0.25}  # of the source digits of every class
-DIGIT_PX = (20, 32)  # side of an upscaled digit, both included, on a canvas of REFERENCE_PX
+DIGIT_PX = (20, 32)  # sides of upscaled digits, see `draw_size`
 REFERENCE_PX = 96
 CLUTTER_FRAC = 0.35  # side of a piece, as a share of the digit it is cut from
 
 
 class Drawn(NamedTuple):
-    """Digits that a canvas is made of: the target, then those that its clutter is cut from."""
+    """Digits that a canvas is made of: the target or targets, then those that its clutter is cut from."""
 
     rows: np.ndarray  # (n,) int64 into the source digits, all different
     digits: list[np.ndarray]  # (side, side) uint8, upscaled
@@ -96,24 +98,35 @@ def compose(options: DigitsOptions, source: SourceDigits, split: str, index: int
     return Sample(f"{split}-{index:06d}", canvas, label, sources, mask, box)
 
 
-def draw_digits(source: SourceDigits, num_digits: int, img_size: int, rng: np.random.Generator) -> Drawn:
-    """The target, then distinct others: a digit is not cluttered with itself."""
+def draw_digits(
+    source: SourceDigits,
+    num_digits: int,
+    img_size: int,
+    rng: np.random.Generator,
+    digit_px: Sequence[int] = DIGIT_PX,
+) -> Drawn:
+    """Distinct digits, of sides as `draw_size` has them: a digit is not cluttered with itself."""
     rows = rng.choice(len(source.labels), num_digits, replace=False)
     draws = rng.random((num_digits, 5)).tolist()  # all at once: a call costs more than the numbers
-    sizes = [draw_size(img_size, draw[0]) for draw in draws]
+    sizes = [draw_size(img_size, draw[0], digit_px) for draw in draws]
     digits = [upscale(source.images[row].tobytes(), size) for row, size in zip(rows, sizes, strict=True)]
     return Drawn(rows, digits, draws)
 
 
-def place_clutter(canvas: np.ndarray, drawn: Drawn, side_frac: float = CLUTTER_FRAC) -> None:
-    """Join a piece of every digit but the first into `canvas`, in place; `side_frac` as in `cut_piece`."""
-    for digit, (_, place_x, place_y, cut_x, cut_y) in zip(drawn.digits[1:], drawn.draws[1:], strict=True):
+def place_clutter(canvas: np.ndarray, drawn: Drawn, side_frac: float = CLUTTER_FRAC, num_targets: int = 1) -> None:
+    """Join a piece of every digit but the targets into `canvas`, in place; `side_frac` as in `cut_piece`."""
+    others = zip(drawn.digits[num_targets:], drawn.draws[num_targets:], strict=True)
+    for digit, (_, place_x, place_y, cut_x, cut_y) in others:
         place(canvas, cut_piece(digit, cut_x, cut_y, side_frac), place_x, place_y)
 
 
-def draw_size(img_size: int, draw: float) -> int:
-    """The side of an upscaled digit in pixels, in proportion to the canvas, from a number in [0, 1)."""
-    smallest, largest = (round(px * img_size / REFERENCE_PX) for px in DIGIT_PX)
+def draw_size(img_size: int, draw: float, digit_px: Sequence[int] = DIGIT_PX) -> int:
+    """The side of an upscaled digit in pixels, in proportion to the canvas, from a number in [0, 1).
+
+    Args:
+        digit_px: The smallest and the largest side, both included, on a canvas of REFERENCE_PX.
+    """
+    smallest, largest = (round(px * img_size / REFERENCE_PX) for px in digit_px)
     return smallest + int(draw * (largest - smallest + 1))
 
 

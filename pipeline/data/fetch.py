@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.data.catalog import DATASETS, DatasetOptions
+from pipeline.data.catalog import DATASETS
+from pipeline.data.options import DatasetOptions
 from pipeline.files import building_dir
 
 

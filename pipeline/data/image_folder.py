@@ -19,9 +19,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from pipeline.data.catalog import SPLITS, Encoded, ImageFolderOptions, Sample, StoreOptions
+from pipeline.data.catalog import SPLITS, Encoded, Sample
 from pipeline.data.index import Dropped
 from pipeline.data.lazy import LazySamples
+from pipeline.data.listed import read_listed
+from pipeline.data.options import ImageFolderOptions, StoreOptions
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.files import write_json_atomic
 
@@ -76,7 +78,7 @@ def load_samples(options: ImageFolderOptions, raw_dir: Path, split: str) -> Lazy
     def make(index: int) -> Sample:
         image = images[index]
         path = root / image["file"]
-        data = read_picture(path, image["sha256"])
+        data = read_listed(path, image["sha256"], "picture")
         stored = to_stored(data, path, options)
         return Sample(f"{split}-{index:06d}", stored, image["label"], (image["sha256"],))
 
@@ -206,16 +208,6 @@ def check_expected(options: ImageFolderOptions, num_classes: int, listed: list[L
     ]
     if problems:
         raise ConfigError(options.path, problems)
-
-
-def read_picture(path: Path, sha256: str) -> bytes:
-    """The picture's bytes; raises UserError if it is not the one that was listed."""
-    if not path.is_file():
-        raise UserError(f"{path}: picture is gone since it was listed; run the stage `fetch` again")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path}: picture has changed since it was listed; run the stage `fetch` again")
-    return data
 
 
 def decode(data: bytes, path: Path) -> Image.Image:

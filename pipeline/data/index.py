@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,9 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
 # The member of a sample that is the sample itself, by its extension; label, mask and box are beside it.
 IMAGES = ("png", "jpg")
+CLASSES = "seg.png"  # the member that says the class of every pixel
 CLIPS = ("apng", "avi", "mkv", "mov", "mp4", "webm")
+Task = Literal["classification", "segmentation"]
 Members = dict[str, tuple[int, int]]  # extension -> (offset, length) of the member's data in the tar, bytes
 
 
@@ -49,7 +51,7 @@ class SplitInfo:
     """One split: its shards in order; sample i is the i-th of their concatenation."""
 
     num_samples: int
-    class_counts: tuple[int, ...]  # samples of each label
+    class_counts: tuple[int, ...]  # samples of each label; for segmentation pixels of each class
     shards: tuple[ShardInfo, ...]
 
 
@@ -67,11 +69,12 @@ class Manifest:
     index_sha256: str
     splits: dict[str, SplitInfo]
     dropped: tuple[Dropped, ...] = ()  # what of the user's files is not here
+    task: Task = "classification"  # a label for every sample, or a class for every pixel
     sha256: str = ""
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """How many labels, or classes of pixels, there are."""
         return len(self.class_names)
 
     def split(self, name: str) -> SplitInfo:
@@ -82,6 +85,8 @@ class Manifest:
         """What manifest.json says."""
         fields = asdict(self)
         del fields["sha256"]
+        if self.task == "classification":
+            del fields["task"]  # shards of before there were others keep their identity
         return fields
 
 
@@ -92,7 +97,8 @@ class SplitIndex(NamedTuple):
     keys: tuple[str, ...]
     shards: np.ndarray  # (n,) int32 into `files`
     image_spans: np.ndarray  # (n, 2) int64: offset and length of the image or clip, bytes
-    label_spans: np.ndarray  # (n, 2) int64
+    label_spans: np.ndarray | None  # (n, 2) int64; None for segmentation
+    mask_spans: np.ndarray | None  # (n, 2) int64, the class of every pixel; None for classification
     num_frames: np.ndarray | None  # (n,) int32; None: images
 
 
@@ -122,7 +128,7 @@ def encode_index(members: dict[str, list[tuple[str, Members]]], num_frames: dict
 
 
 def load_split_index(directory: Path, split: str) -> SplitIndex:
-    """Where the images and labels of `split` lie. Remembered: every epoch opens the same split anew.
+    """Where the images and labels, or classes, of `split` lie. Remembered: every epoch opens the same split anew.
 
     Raises:
         ShardError: as `load_members`.
@@ -135,18 +141,23 @@ def load_split_index(directory: Path, split: str) -> SplitIndex:
 
 @functools.lru_cache(maxsize=8)
 def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex:
-    index = _load_index(directory)
-    files = tuple(shard.file for shard in load_manifest(directory).split(split).shards)
+    index, manifest = _load_index(directory), load_manifest(directory)
+    files = tuple(shard.file for shard in manifest.split(split).shards)
     samples = [(i, key, where) for i, file in enumerate(files) for key, where in index["shards"][file]]
-    counts = index.get("num_frames")
+    counts, by_pixel = index.get("num_frames"), manifest.task == "segmentation"
     return SplitIndex(
         files=files,
         keys=tuple(key for _, key, _ in samples),
         shards=np.array([i for i, _, _ in samples], np.int32),
-        image_spans=np.array([where[media_extension(where)] for _, _, where in samples], np.int64).reshape(-1, 2),
-        label_spans=np.array([where["cls"] for _, _, where in samples], np.int64).reshape(-1, 2),
+        image_spans=_spans([where[media_extension(where)] for _, _, where in samples]),
+        label_spans=None if by_pixel else _spans([where["cls"] for _, _, where in samples]),
+        mask_spans=_spans([where[CLASSES] for _, _, where in samples]) if by_pixel else None,
         num_frames=None if counts is None else np.array([n for file in files for n in counts[file]], np.int32),
     )
+
+
+def _spans(found: list[tuple[int, int]]) -> np.ndarray:
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
 def media_extension(members: Iterable[str]) -> str:

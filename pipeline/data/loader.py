@@ -1,143 +1,22 @@
-"""Exact reading of plain WebDataset tars: by the index's offsets, in the order that `pipeline.data.order` says."""
+"""The samples of a split in batches, in the order that `pipeline.data.order` says."""
 
-import functools
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.data.clips import ClipSampling, ClipTransform, Views
-from pipeline.data.index import ShardError, load_split_index
+from pipeline.data.dataset import AnyTransform, Loaded, ShardDataset
+from pipeline.data.index import load_manifest, load_split_index
+from pipeline.data.masks import MaskTransform
 from pipeline.data.order import GlobalBatches, eval_batches
 from pipeline.data.transforms import Transform
-from pipeline.data.verify import Verify, verify_shards
-from pipeline.data.video import BadClip, decode_clip
+from pipeline.data.verify import Verify
 from pipeline.errors import UserError, problem
+from pipeline.mask_rules import MasksConfig
 from pipeline.recipe import Augment, AugmentConfig
-
-# Images and clips of this many bytes are decoded once per process, over all epochs and trials: at most 512 MiB of them.
-SMALL_BYTES = 32 * 2**10
-NUM_REMEMBERED = 2**14
-
-# Image (C, H, W), clip (C, T, H, W) or its views (V, C, T, H, W), float32; label; index in the split.
-Loaded = tuple[torch.Tensor, int, int]
-
-
-class ShardDataset(Dataset[Loaded]):
-    """Random access to the samples of one split, by the index's offsets.
-
-    Args:
-        directory: Where manifest.json, index.json and the tars lie.
-        split: "train", "val" or "test".
-        transform: From (H, W[, C]) uint8 to a (C, H, W) float tensor; a `ClipTransform` where the samples are clips.
-        verify: How thoroughly the shards are checked here, before the first sample is read.
-
-    Raises:
-        ShardError: naming the file that is missing, cut short or altered.
-        UserError: if the model reads clips and the samples are images, or the other way round.
-    """
-
-    def __init__(
-        self, directory: Path, split: str, transform: Transform | ClipTransform, verify: Verify = "sha256"
-    ) -> None:
-        self.manifest = verify_shards(directory, verify, [split])
-        self._check_kind(transform)
-        self.directory = directory
-        self.transform = transform
-        self._index = load_split_index(directory, split)
-        height, width = self.manifest.image_size or (SMALL_BYTES, 2)
-        _, most_frames = self.manifest.num_frames or (1, 1)
-        self._small = height * width * most_frames * self.manifest.in_chans <= SMALL_BYTES
-        self._decode = _decode_once if self._small else _decode
-        self._files: dict[int, BinaryIO] = {}
-        self._pid = os.getpid()
-
-    def __len__(self) -> int:
-        return len(self._index.keys)
-
-    def __getitem__(self, draw: int) -> Loaded:
-        repeat, index = divmod(draw, len(self))
-        label = int(self._read(index, self._index.label_spans))
-        if isinstance(self.transform, Transform):
-            return self.transform(self.image(index), index, repeat), label, index
-        available = self.num_frames(index)
-        return self.transform(functools.partial(self.frames, index), available, index, repeat), label, index
-
-    def image(self, index: int) -> np.ndarray:
-        """The stored image: (H, W) or (H, W, 3) uint8."""
-        data = self._read(index, self._index.image_spans)
-        try:
-            return self._decode(data)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise self._damaged(index, error) from None
-
-    def num_frames(self, index: int) -> int:
-        """How many frames the stored clip has."""
-        assert self._index.num_frames is not None
-        return int(self._index.num_frames[index])
-
-    def frames(self, index: int, wanted: Sequence[int]) -> np.ndarray:
-        """Frames of the stored clip: (len(wanted), H, W, C) uint8."""
-        data, grey = self._read(index, self._index.image_spans), self.manifest.in_chans == 1
-        try:
-            if self._small:
-                found = _decode_clip_once(data, self.num_frames(index), grey)[wanted]
-            else:
-                found = decode_clip(data, wanted, grey)
-        except BadClip as error:
-            raise self._damaged(index, error) from None
-        return found[..., None] if grey else found
-
-    def sample_key(self, index: int) -> str:
-        """The key under which sample `index` of the split is stored."""
-        return self._index.keys[index]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # open files do not travel to another process
-
-    def _check_kind(self, transform: Transform | ClipTransform) -> None:
-        clips = self.manifest.num_frames is not None
-        if clips and isinstance(transform, Transform):
-            raise UserError(problem("model.num_frames", None, "the shards have clips", "say how many frames it reads"))
-        if not clips and isinstance(transform, ClipTransform):
-            value = transform.clip.num_frames
-            raise UserError(problem("model.num_frames", value, "the shards have images", "leave it out"))
-
-    def _damaged(self, index: int, error: Exception) -> ShardError:
-        file = self._index.files[self._index.shards[index]]
-        return ShardError(f"{self.directory / file}: sample {self.sample_key(index)}: {error}")
-
-    def _read(self, index: int, spans: np.ndarray) -> bytes:
-        if self._pid != os.getpid():  # after a fork
-            self._files, self._pid = {}, os.getpid()
-        shard = int(self._index.shards[index])
-        if shard not in self._files:
-            self._files[shard] = (self.directory / self._index.files[shard]).open("rb", buffering=0)
-        offset, length = spans[index].tolist()
-        return os.pread(self._files[shard].fileno(), length, offset)
-
-
-def _decode(data: bytes) -> np.ndarray:
-    """PNG or JPEG -> (H, W) or (H, W, 3) uint8, read-only."""
-    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "JPEG")))
-
-
-@functools.lru_cache(NUM_REMEMBERED)
-def _decode_once(data: bytes) -> np.ndarray:
-    """As `_decode`, and remembered."""
-    return _decode(data)
-
-
-@functools.lru_cache(NUM_REMEMBERED)
-def _decode_clip_once(data: bytes, num_frames: int, grey: bool) -> np.ndarray:
-    """A whole clip, remembered."""
-    return decode_clip(data, range(num_frames), grey)
 
 
 def train_loader(
@@ -153,19 +32,23 @@ def train_loader(
     augment: Augment = "none",
     img_size: int = 0,
     clips: ClipSampling | None = None,
+    masks: MasksConfig | None = None,
     verify: Verify = "sha256",
 ) -> DataLoader[Any]:
     """This rank's batches of one epoch: (images (B, C, H, W) float32, labels (B,) int64); of clips (B, C, T, H, W).
 
+    Where every pixel has a class: (images (B, C, H, W) float32, classes (B, H, W) int64).
+
     Args:
-        augment, img_size: See `Transform`.
+        augment, img_size: See `Transform`; where pixels have classes, `masks` takes the place of `augment`.
         clips: How the frames of a clip are chosen; None where the samples are images.
+        masks: See `MaskTransform`; None where the samples have labels.
 
     Raises:
         ShardError: if a shard is not what the manifest says.
         UserError: as `GlobalBatches`.
     """
-    transform = _for_clips(Transform(augment, seed, epoch, img_size), clips)
+    transform = _for_samples(directory, Transform(augment, seed, epoch, img_size), clips, masks=masks)
     dataset = ShardDataset(directory, "train", transform, verify)
     repeats, paired = (augment.aug_repeats, augment.mixes) if isinstance(augment, AugmentConfig) else (1, False)
     batches = GlobalBatches(
@@ -186,10 +69,13 @@ def eval_loader(
     img_size: int = 0,
     clips: ClipSampling | None = None,
     views: Views | None = None,
+    masks: MasksConfig | None = None,
 ) -> DataLoader[Any]:
     """This rank's part of a split: (images (B, C, H, W) float32, labels (B,) int64, indices (B,) int64).
 
-    Of clips it is (B, C, T, H, W), the view from the middle, or with `views` (B, V, C, T, H, W), all of them.
+    Of clips it is (B, C, T, H, W), the view from the middle, or with `views` (B, V, C, T, H, W), all of them. Where
+    every pixel has a class, images and classes differ in size: lists of B images (C, h, w) float32 and of B (H, W)
+    uint8, the classes of the image as it is stored.
 
     Over the ranks every sample comes exactly once, in batches that do not depend on the number of ranks; nothing is
     padded, so the last batch may be short and, with more ranks than batches, a rank may have none.
@@ -197,12 +83,14 @@ def eval_loader(
     Args:
         augment, img_size: How a picture is cropped for a test, see `Transform`; nothing is random.
         clips: How the frames of a clip are chosen; None where the samples are images.
+        masks: How an image is resized, see `MaskTransform`.
 
     Raises:
         ShardError: if a shard is not what the manifest says.
     """
-    dataset = eval_dataset(directory, split, verify, augment, img_size, clips, views)
-    return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, _collate_eval)
+    dataset = eval_dataset(directory, split, verify, augment, img_size, clips, views, masks)
+    collate = _collate_lists if isinstance(dataset.transform, MaskTransform) else _collate_eval
+    return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, collate)
 
 
 def eval_dataset(
@@ -213,16 +101,26 @@ def eval_dataset(
     img_size: int = 0,
     clips: ClipSampling | None = None,
     views: Views | None = None,
+    masks: MasksConfig | None = None,
 ) -> ShardDataset:
     """What `eval_loader` makes its batches of."""
-    transform = _for_clips(Transform(augment, img_size=img_size, training=False), clips, views)
+    transform = _for_samples(directory, Transform(augment, img_size=img_size, training=False), clips, views, masks)
     return ShardDataset(directory, split, transform, verify)
 
 
-def _for_clips(
-    transform: Transform, clips: ClipSampling | None, views: Views | None = None
-) -> Transform | ClipTransform:
-    return transform if clips is None else ClipTransform(transform, clips, transform.img_size, views)
+def _for_samples(
+    directory: Path,
+    base: Transform,
+    clips: ClipSampling | None,
+    views: Views | None = None,
+    masks: MasksConfig | None = None,
+) -> AnyTransform:
+    """The transform for what is in the shards: images with labels, clips, or images with classes of their pixels."""
+    if load_manifest(directory).task == "segmentation" and clips is None:
+        return MaskTransform(masks, base.seed, base.epoch, base.img_size, base.training)
+    if masks is not None:
+        raise UserError(problem("train.masks", masks.model_dump(), "the shards have labels", "leave it out"))
+    return base if clips is None else ClipTransform(base, clips, base.img_size, views)
 
 
 def sample_key(directory: Path, split: str, index: int) -> str:
@@ -243,10 +141,17 @@ def _loader(dataset: ShardDataset, batches: Any, loader_workers: int, collate: A
 
 
 def _collate_train(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels, _ = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    images, truths, _ = zip(*samples, strict=True)
+    if isinstance(truths[0], torch.Tensor):
+        return torch.stack(images), torch.stack(truths)
+    return torch.stack(images), torch.tensor(truths)
 
 
 def _collate_eval(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     images, labels, indices = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
+
+
+def _collate_lists(samples: Sequence[Loaded]) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    images, classes, indices = zip(*samples, strict=True)
+    return list(images), list(classes), torch.tensor(indices)

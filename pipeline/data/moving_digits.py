@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import digits
-from pipeline.data.catalog import SPLITS, Box, Encoded, MovingDigitsOptions, Sample
+from pipeline.data.catalog import SPLITS, Box, Encoded, Sample
 from pipeline.data.lazy import LazySamples
+from pipeline.data.options import MovingDigitsOptions
 from pipeline.data.video import EXTENSION, encode_clip
 
 CLUTTER_FRAC = 0.6  # side of a piece, as a share of the digit it is cut from

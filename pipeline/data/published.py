@@ -1,11 +1,13 @@
 """What data sets with a published test split share: val comes out of the published training samples."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.catalog import PublishedOptions, Sample
+from pipeline.data.catalog import Sample
 from pipeline.data.lazy import LazySamples
+from pipeline.data.options import PublishedOptions
 from pipeline.errors import UserError, problem
 
 
@@ -35,6 +37,18 @@ def split_samples(part: Published, options: PublishedOptions, split: str) -> Laz
         return Sample(f"{split}-{index:06d}", part.images[row], int(part.labels[row]), (f"{name}/{row}",))
 
     return LazySamples(len(rows), make)
+
+
+def choose_splits(held_out: Sequence[bool], options: PublishedOptions) -> list[str]:
+    """The split of every file: test is the published part that is held out, val is drawn from the rest.
+
+    Raises:
+        UserError: as `split_samples`.
+    """
+    splits = np.where(held_out, "test", "train")
+    rest = np.flatnonzero(splits == "train")
+    splits[rest[choose_rows(len(rest), options, "val")]] = "val"
+    return splits.tolist()
 
 
 def choose_rows(num_rows: int, options: PublishedOptions, split: str) -> np.ndarray:

@@ -14,8 +14,9 @@ import webdataset
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.data.catalog import DATASETS, SPLITS, DatasetOptions, Encoded, Sample
+from pipeline.data.catalog import DATASETS, SPLITS, Encoded, Sample
 from pipeline.data.index import (
+    CLASSES,
     INDEX_FILE,
     MANIFEST_FILE,
     Manifest,
@@ -25,6 +26,7 @@ from pipeline.data.index import (
     encode_index,
     load_manifest,
 )
+from pipeline.data.options import DatasetOptions
 from pipeline.data.verify import hash_file, verify_shards
 from pipeline.errors import UserError
 from pipeline.files import building_dir, write_bytes_atomic
@@ -68,6 +70,7 @@ def write_shards(options: DatasetOptions, raw_dir: Path, out_dir: Path, samples_
             index_sha256=hashlib.sha256(index).hexdigest(),
             splits=infos,
             dropped=tuple(entry.dropped(options, raw_dir)),
+            task="segmentation" if entry.masks else "classification",
         )
         write_bytes_atomic(directory / INDEX_FILE, index)
         write_bytes_atomic(directory / MANIFEST_FILE, (json.dumps(manifest.to_json(), indent=2) + "\n").encode())
@@ -75,10 +78,14 @@ def write_shards(options: DatasetOptions, raw_dir: Path, out_dir: Path, samples_
 
 
 def encode_members(sample: Sample) -> dict[str, bytes]:
-    """Extension -> bytes: the image or clip and cls, and where the sample has them mask.png and box.json."""
+    """Extension -> bytes: the image or clip, cls or seg.png, and where the sample has them mask.png and box.json."""
     image = sample.image
     extension, data = (image.extension, image.data) if isinstance(image, Encoded) else ("png", encode_png(image))
-    members = {extension: data, "cls": str(sample.label).encode()}
+    members = {extension: data}
+    if sample.label is not None:
+        members["cls"] = str(sample.label).encode()
+    if sample.classes is not None:
+        members[CLASSES] = encode_png(sample.classes)
     if sample.mask is not None:
         members["mask.png"] = encode_png(sample.mask)
     if sample.box is not None:
@@ -128,7 +135,7 @@ class _Writer:
                 members = encode_members(sample)
                 self.members[path.name].append((sample.key, locate_members(tar.tarstream.offset, members)))
                 tar.write({"__key__": sample.key, **members})
-                counts[sample.label] += 1
+                counts += count_classes(sample, self.num_classes)
                 self._note(path.name, sample.image)
                 self.progress.update()
             tar.close()
@@ -142,6 +149,13 @@ class _Writer:
             self.num_frames[shard] += [] if image.num_frames is None else [image.num_frames]
         else:
             self.sizes.add((image.shape[0], image.shape[1]))
+
+
+def count_classes(sample: Sample, num_classes: int) -> np.ndarray:
+    """What a sample adds to `SplitInfo.class_counts`: (num_classes,) int64; pixels of class IGNORE count nowhere."""
+    found = sample.label if sample.classes is None else sample.classes.ravel()
+    assert found is not None
+    return np.bincount(np.atleast_1d(found), minlength=num_classes)[:num_classes]
 
 
 def locate_members(position: int, members: dict[str, bytes]) -> Members:

@@ -15,7 +15,7 @@ from pipeline.data.augment import Recipe, apply, build_augmentation, build_test_
 from pipeline.recipe import Augment, AugmentConfig
 
 CROP_PAD_FRAC = 1 / 8  # of the side: how far an image is shifted at most
-GREY = (0.5, 0.5, 0.5)  # mean and deviation of channels from 0 to 1 that take bytes 0..255 to -1..1
+GREY: Sequence[float] = (0.5, 0.5, 0.5)  # mean and deviation of channels from 0 to 1 that take bytes 0..255 to -1..1
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,18 @@ import contextlib
 import hashlib
 import io
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from pipeline.data.catalog import SPLITS, Encoded, Sample, VideoFolderOptions
+from pipeline.data.catalog import SPLITS, Encoded, Sample
 from pipeline.data.index import Dropped
 from pipeline.data.lazy import LazySamples
-from pipeline.data.published import choose_rows
+from pipeline.data.listed import read_listed, refuse_too_many
+from pipeline.data.options import VideoFolderOptions
+from pipeline.data.published import choose_splits
 from pipeline.data.video import BadClip, ClipInfo, check_clip
 from pipeline.data.video_layouts import Candidate, Layout, read_kinetics, read_ssv2
 from pipeline.errors import UserError, problem
@@ -33,7 +32,6 @@ from pipeline.provenance import usable_cores
 LISTING = "listing.json"
 CHECKED = "checked.jsonl"  # only while the fetch is not finished
 LAYOUTS = {"kinetics400": read_kinetics, "ssv2": read_ssv2}
-NUM_NAMED = 5  # bad clips that an error names; the rest it counts
 
 
 class Checked(NamedTuple):
@@ -80,8 +78,8 @@ def fetch(options: VideoFolderOptions, raw_dir: Path) -> None:
         raise UserError(problem("dataset.path", str(root), "no such directory"))
     layout = LAYOUTS[options.name](root)
     checked, dropped = check_clips(root, layout, Memory(raw_dir / CHECKED))
-    refuse_too_many(options, len(checked) + len(dropped), dropped)
-    splits = choose_splits(options, checked)
+    refuse_too_many(options.max_bad_frac, len(checked) + len(dropped), dropped, "clips")
+    splits = choose_splits([c.clip.part != "train" for c in checked], options)
     clips = [
         {"file": c.clip.file, "label": layout.class_names.index(c.clip.class_name), "split": split,
          "sha256": c.sha256, **c.info._asdict()}
@@ -113,7 +111,9 @@ def load_samples(options: VideoFolderOptions, raw_dir: Path, split: str) -> Lazy
         clip = clips[index]
         path = root / clip["file"]
         height, width = clip["size"]
-        stored = Encoded(read_clip(path, clip["sha256"]), path.suffix[1:].lower(), (height, width), clip["num_frames"])
+        stored = Encoded(
+            read_listed(path, clip["sha256"], "clip"), path.suffix[1:].lower(), (height, width), clip["num_frames"]
+        )
         return Sample(f"{split}-{index:06d}", stored, clip["label"], (clip["sha256"],))
 
     return LazySamples(len(clips), make)
@@ -162,43 +162,6 @@ def check_file(root: Path, clip: Candidate, memory: Memory) -> Checked | Dropped
         return Dropped(clip.file, f"cannot be read ({error.strerror})")
     memory.add(stamp, checked)
     return checked
-
-
-def refuse_too_many(options: VideoFolderOptions, num_clips: int, dropped: Sequence[Dropped]) -> None:
-    """Raise UserError, naming the first of them, if more clips are bad than the suite allows."""
-    if len(dropped) <= options.max_bad_frac * num_clips:
-        return
-    named = ", ".join(f"{file} {reason}" for file, reason in dropped[:NUM_NAMED])
-    more = f", and {len(dropped) - NUM_NAMED} more" if len(dropped) > NUM_NAMED else ""
-    counts = ", ".join(f"{count} x {reason}" for reason, count in count_reasons(dropped).items())
-    rule = f"{len(dropped)} of {num_clips} clips cannot be used ({counts}): {named}{more}"
-    raise UserError(problem("dataset.max_bad_frac", options.max_bad_frac, rule, "mend or remove them, or allow more"))
-
-
-def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
-    """How many for each reason, without its details; the most frequent first."""
-    counts = Counter(re.split(r"[:(,]| at ", reason)[0].strip() for _, reason in dropped)
-    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def choose_splits(options: VideoFolderOptions, checked: Sequence[Checked]) -> list[str]:
-    """The split of every clip: test is the published validation part, val is drawn from train."""
-    train = [i for i, c in enumerate(checked) if c.clip.part == "train"]
-    splits = ["test"] * len(checked)
-    for split in ("train", "val"):
-        for row in choose_rows(len(train), options, split):
-            splits[train[row]] = split
-    return splits
-
-
-def read_clip(path: Path, sha256: str) -> bytes:
-    """The file's bytes; raises UserError if they are not those that were listed."""
-    if not path.is_file():
-        raise UserError(f"{path}: clip is gone since it was listed; run the stage `fetch` again")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path}: clip has changed since it was listed; run the stage `fetch` again")
-    return data
 
 
 def _listing(raw_dir: Path) -> dict:

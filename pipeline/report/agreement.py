@@ -3,15 +3,16 @@
 import json
 from dataclasses import dataclass
 
+from pipeline.measures import Task
 from pipeline.report.records import Records, Run
 
 # Workers add the same gradients in another order, and that rounding grows with every step. So the start is judged
 # tightly, with room for float32: a wrong slice, order or gradient scale is far above this within a hundred steps.
 EARLY_STEPS = 100
 EARLY_LOSS_TOLERANCE = 1e-3
-# A fraction of the test split: two standard errors of an accuracy on 2,000 samples. Rounding alone can carry a long
+# Of the task's first measure: two standard errors of an accuracy on 2,000 samples. Rounding alone can carry a long
 # training in float32 further than that; the sentence then says DISAGREE, and the start tells which of the two it was.
-FINAL_TOP1_TOLERANCE = 0.02
+FINAL_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class Agreement:
     run: Run
     twin: Run
     loss_diffs: dict[int, float]  # {step: absolute difference} where both journals have a training loss
-    top1_diff: float | None
-    num_predictions: int  # test samples that both predicted
-    num_changed: int  # of these, predicted differently
+    final_diff: float | None  # of the task's first measure, on the test split
+    num_predictions: int  # test samples that both answered
+    num_changed: int  # of these, answered differently
+    task: Task
 
     @property
     def early(self) -> list[float]:
@@ -36,13 +38,13 @@ class Agreement:
         broken = [f"{run.name}: {run.problem}" for run in (self.run, self.twin) if run.problem]
         if not broken and not self.early:
             return f"no training loss that both recorded up to step {EARLY_STEPS}"
-        return "; ".join(broken) or ("no test top-1" if self.top1_diff is None else "")
+        return "; ".join(broken) or (f"no test {self.task.said}" if self.final_diff is None else "")
 
     @property
     def agrees(self) -> bool:
         """Whether both stay within the tolerances; NaN does not."""
         early = all(diff <= EARLY_LOSS_TOLERANCE for diff in self.early)
-        return early and self.top1_diff is not None and abs(self.top1_diff) <= FINAL_TOP1_TOLERANCE
+        return early and self.final_diff is not None and abs(self.final_diff) <= FINAL_TOLERANCE
 
 
 def agreements(records: Records) -> list[Agreement]:
@@ -67,9 +69,9 @@ def sentence(pair: Agreement) -> str:
     return (
         f"{'agree' if pair.agrees else 'DISAGREE'}: {head}: training losses differ by at most {max(pair.early):.1e} "
         f"up to step {EARLY_STEPS} (tolerance {EARLY_LOSS_TOLERANCE:g}) and by {max(pair.loss_diffs.values()):.1e} "
-        f"over all {len(pair.loss_diffs)} records, test top-1 by {100 * (pair.top1_diff or 0):+.2f} points "
-        f"(tolerance {100 * FINAL_TOP1_TOLERANCE:g}); "
-        f"{pair.num_changed} of {pair.num_predictions} test predictions differ."
+        f"over all {len(pair.loss_diffs)} records, test {pair.task.said} by {100 * (pair.final_diff or 0):+.2f} points "
+        f"(tolerance {100 * FINAL_TOLERANCE:g}); "
+        f"{pair.num_changed} of {pair.num_predictions} {pair.task.answers} differ."
     )
 
 
@@ -77,12 +79,13 @@ def _compare(records: Records, run: Run, twin: Run) -> Agreement:
     loss, twin_loss = (r.curves.get("train_loss", {}) for r in (run, twin))
     said, twin_said = records.predictions(run), records.predictions(twin)
     keys = said.keys() & twin_said.keys()
-    top1, twin_top1 = ((r.test or {}).get("top1") for r in (run, twin))
+    final, twin_final = ((r.test or {}).get(records.task.first.name) for r in (run, twin))
     return Agreement(
         run=run,
         twin=twin,
         loss_diffs={step: abs(loss[step] - twin_loss[step]) for step in loss if step in twin_loss},
-        top1_diff=top1 - twin_top1 if top1 is not None and twin_top1 is not None else None,
+        final_diff=final - twin_final if final is not None and twin_final is not None else None,
         num_predictions=len(keys),
         num_changed=sum(said[key] != twin_said[key] for key in keys),
+        task=records.task,
     )

@@ -1,8 +1,8 @@
-"""Records -> figures: accuracy against cost, learning curves, what models see. Same records, same bytes."""
+"""Records -> figures: accuracy against cost, and learning curves. Same records, same bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from dart.draw import clips as draw_clips
-from dart.draw import figures as draw
+from pipeline.measures import Measure, Task
+from pipeline.report.pictures import gallery
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 
@@ -23,25 +23,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
 FONT_SIZE = 10
-MAX_CLIPS = 2  # in a figure: one takes as much room as three images
-
-
-class Pictures(NamedTuple):
-    """A run's gallery: B test samples and what its model did with them."""
-
-    images: Any  # (B, C, H, W), or clips (B, C, T, H, W)
-    labels: Any  # (B,)
-    predictions: Any  # (B,)
-    confidences: Any  # (B,) fractions
-    density: Any  # (B, G_h, G_w); of clips (B, T * G_h, G_w)
-    regions: Any  # (B, N, 4) pixels; of clips, of the tall image
-    patches: Any  # (B, N, C, P, P)
 
 
 def write_figures(records: Records, folder: Path) -> list[Path]:
     """Draw all figures that the records allow, each as PNG and SVG, and return the PNG files."""
     figures = {
-        "accuracy-vs-gflops": accuracy_against_gflops(comparison(records), sweep(records), records.unit),
+        "accuracy-vs-gflops": accuracy_against_gflops(records),
         "learning-curves": learning_curves(records),
         "what-the-model-sees": gallery(records),
     }
@@ -59,12 +46,13 @@ def save(figure: Figure, path: Path) -> Path:
     return path.with_suffix(".png")
 
 
-def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame, unit: str) -> Figure | None:
-    """Test top-1 against cost: the sweep with its Pareto front, the experiments with error bars."""
-    finals, points = _located(experiments), _located(trials)
+def accuracy_against_gflops(records: Records) -> Figure | None:
+    """The task's first measure against cost: the sweep with its Pareto front, the experiments with error bars."""
+    experiments, trials, task = comparison(records), sweep(records), records.task
+    finals, points = (_located(table, task.first) for table in (experiments, trials))
     if finals.empty and points.empty:
         return None
-    figure, ax = _axes(f"multiply-accumulates per {unit} (GFLOPs), log scale", "test top-1 (%)")
+    figure, ax = _axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
     style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
     ax.set_xscale("log")
     _draw_sweep(ax, points, style)
@@ -79,11 +67,12 @@ def accuracy_against_gflops(experiments: pd.DataFrame, trials: pd.DataFrame, uni
 
 
 def learning_curves(records: Records) -> Figure | None:
-    """Validation top-1 against samples seen: the mean over seeds, a band from the worst seed to the best."""
-    groups = {name: lines for name, runs in by_name(records.runs).items() if (lines := _curves(runs))}
+    """The task's first measure while training: the mean over seeds, a band from the worst seed to the best."""
+    task = records.task
+    groups = {name: lines for name, runs in by_name(records.runs).items() if (lines := _curves(runs, task))}
     if not groups:
         return None
-    figure, ax = _axes("training samples seen (thousands)", "validation top-1 (%)")
+    figure, ax = _axes("training samples seen (thousands)", f"validation {task.said} (%)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     style = _styles([run.science["tokenizer"]["name"] for run in records.runs])
     num_lines = dict.fromkeys(style, 0)
@@ -99,57 +88,6 @@ def learning_curves(records: Records) -> Figure | None:
         ends.append((float(samples[-1]), float(mean[-1]), f"{name} (n = {len(values)})", color))
     _label_ends(ax, ends)
     return figure
-
-
-def gallery(records: Records) -> Figure | None:
-    """A uniform and a DART model of one budget on the same test samples: how each cuts, sees and decides."""
-    pair = gallery_pair(records)
-    if pair is None:
-        return None
-    uniform, dart = (load_pictures(records.gallery_path(run)) for run in pair)
-    names = records.manifest["class_names"]
-    if dart.images.ndim == 5:
-        return clip_gallery(uniform, dart, names)
-    titles = ["uniform grid", "what uniform sees", "learned importance", "DART's regions", "what DART sees"]
-    figure, axes = draw.panel_grid(titles, len(dart.images))
-    for i, row in enumerate(axes):
-        image = dart.images[i]
-        draw.show_regions(row[0], image, uniform.regions[i], draw.UNIFORM_COLOR)
-        draw.show_mosaic(row[1], image, uniform.regions[i], uniform.patches[i], draw.UNIFORM_COLOR)
-        draw.show_density(row[2], image, dart.density[i])
-        draw.show_regions(row[3], image, dart.regions[i])
-        draw.show_mosaic(row[4], image, dart.regions[i], dart.patches[i])
-        row[0].set_ylabel(f"true: {names[dart.labels[i]]}", fontsize=FONT_SIZE)
-        draw.write_caption(row[1], _verdict("uniform", uniform, i, names))
-        draw.write_caption(row[4], _verdict("DART", dart, i, names))
-    return figure
-
-
-def clip_gallery(uniform: Pictures, dart: Pictures, names: Sequence[str]) -> Figure:
-    """As `gallery`, of a few clips: strips of their frames."""
-    blocks = []
-    for i, clip in enumerate(dart.images[:MAX_CLIPS]):
-        for who, found, color in (("uniform", uniform, draw.UNIFORM_COLOR), ("DART", dart, draw.DART_COLOR)):
-            text, right = _verdict(who, found, i, names)
-            said = draw.Caption(f"{text}, true: {names[dart.labels[i]]}", right)
-            strips = draw_clips.DART_STRIPS if who == "DART" else draw_clips.UNIFORM_STRIPS
-            parts = (found.density[i], found.regions[i], found.patches[i])
-            blocks.append(draw_clips.Block(clip, *parts, said, strips, color))
-    return draw_clips.draw_blocks(blocks)
-
-
-def gallery_pair(records: Records) -> tuple[Run, Run] | None:
-    """The first uniform and DART runs with pictures of the same samples and, if possible, the same budget."""
-    runs = [run for run in records.runs if not run.problem and records.gallery_path(run).is_file()]
-    uniform, dart = ([r for r in runs if r.science["tokenizer"]["name"] == n] for n in ("uniform", "dart"))
-    pairs = [(u, d) for d in dart for u in uniform if u.science["model"] == d.science["model"]]
-    return min(pairs, key=lambda pair: abs(_budget(pair[0]) - _budget(pair[1])), default=None)
-
-
-def load_pictures(path: Path) -> Pictures:
-    """Read a run's gallery file."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return Pictures(*(arrays[name] for name in Pictures._fields))
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -168,28 +106,29 @@ def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(distinct)}
 
 
-def _located(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a place in the figure, with `top1` and its deviation `error` in percent."""
-    known = table[table["top1_mean"].notna() & (table["gflops"] > 0)]
-    return known.assign(top1=100 * known["top1_mean"], error=100 * known["top1_std"])
+def _located(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    """The rows that have a place in the figure, with the measure as `height` and its deviation `error` in percent."""
+    mean, std = f"{measure.name}_mean", f"{measure.name}_std"
+    known = table[table[mean].notna() & (table["gflops"] > 0)]
+    return known.assign(height=100 * known[mean], error=100 * known[std])
 
 
 def _draw_sweep(ax: Axes, points: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
     front = points[points["pareto"]].sort_values("gflops")
     if len(front) > 1:
         line: dict[str, Any] = {"color": "#777777", "linewidth": 1.2, "linestyle": "--", "zorder": 1}
-        ax.plot(front["gflops"], front["top1"], **line, label="Pareto front of the sweep")
+        ax.plot(front["gflops"], front["height"], **line, label="Pareto front of the sweep")
     for tokenizer, mine in points.groupby("tokenizer", sort=False):
         color, marker = style[str(tokenizer)]
         look: dict[str, Any] = {"s": 22, "facecolors": "white", "edgecolors": color, "marker": marker}
-        ax.scatter(mine["gflops"], mine["top1"], **look, linewidths=1.1, label=f"{tokenizer}, sweep")
+        ax.scatter(mine["gflops"], mine["height"], **look, linewidths=1.1, label=f"{tokenizer}, sweep")
 
 
 def _draw_finals(ax: Axes, finals: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
     for tokenizer, mine in finals.groupby("tokenizer", sort=False):
         color, marker = style[str(tokenizer)]
         look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 8, "linestyle": ""}
-        ax.errorbar(mine["gflops"], mine["top1"], mine["error"], **look, capsize=4, zorder=3)
+        ax.errorbar(mine["gflops"], mine["height"], mine["error"], **look, capsize=4, zorder=3)
         ax.plot([], [], **look, label=f"{tokenizer}, mean ± std")
 
 
@@ -198,7 +137,7 @@ def _labels(finals: pd.DataFrame) -> dict[tuple[float, float], list[str]]:
     labels: dict[tuple[float, float], list[str]] = {}
     for row in rows(finals):
         name = row.experiment + ("" if row.status == COMPLETE else " (incomplete)")
-        labels.setdefault((row.gflops, round(row.top1, 1)), []).append(name)
+        labels.setdefault((row.gflops, round(row.height, 1)), []).append(name)
     return labels
 
 
@@ -219,12 +158,12 @@ def _name_points(ax: Axes, labels: dict[tuple[float, float], list[str]]) -> None
         taken.append(box)
 
 
-def _curves(runs: Sequence[Run]) -> list[dict[float, float]]:
-    """{samples in thousands: val top-1 in percent} of each run that has any."""
+def _curves(runs: Sequence[Run], task: Task) -> list[dict[float, float]]:
+    """{samples in thousands: the first measure, validated, in percent} of each run that has any."""
     lines = []
     for run in runs:
         batch = run.science["train"]["global_batch_size"]
-        points = run.curves.get("val_top1", {})
+        points = run.curves.get(task.val, {})
         lines.append({step * batch / 1000: 100 * value for step, value in points.items()})
     return [line for line in lines if line]
 
@@ -242,13 +181,3 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
     for x, y, text, color in sorted(ends, key=lambda end: end[1]):
         previous = max(y, previous + step)
         ax.text(x * 1.02, previous, text, color=color, fontsize=FONT_SIZE - 1, va="center")
-
-
-def _verdict(who: str, pictures: Pictures, i: int, names: Sequence[str]) -> draw.Caption:
-    said = int(pictures.predictions[i])
-    text = f"{who} says {names[said]} ({100 * pictures.confidences[i]:.0f}%)"
-    return draw.Caption(text, said == int(pictures.labels[i]))
-
-
-def _budget(run: Run) -> int:
-    return int(run.science["tokenizer"]["token_budget"])

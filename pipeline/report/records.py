@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError, problem
 from pipeline.journal import JOURNAL_NAME, curves, read_journal
+from pipeline.measures import CLASSIFICATION, TASKS, Task
 
 Json = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Cost(NamedTuple):
 class Run:
     """One training and what is known of it.
 
-    `test` holds the metrics of the test split (top1, top5 as fractions), None when the run was not evaluated.
+    `test` holds the measures of its task on the test split, None when the run was not evaluated.
     """
 
     suite: str
@@ -92,6 +93,12 @@ class Records:
     costs: Mapping[str, Cost]  # by architecture
     benchmark: Json  # how the costs were measured; empty when they were not
     evaluate_dir: Path
+    settings: Json = field(default_factory=dict)  # of the evaluation, as in the suite's file, where recorded
+
+    @property
+    def task(self) -> Task:
+        """What is asked of the samples, and how it is measured."""
+        return TASKS[_task_name(self.manifest)]
 
     @property
     def unit(self) -> str:
@@ -102,13 +109,13 @@ class Records:
         """The cost of the run's model, None where the benchmark does not know it."""
         return self.costs.get(run.architecture)
 
-    def predictions(self, run: Run) -> dict[str, str]:
-        """{sample key: predicted class} on the test split; empty when the run was not evaluated."""
+    def predictions(self, run: Run) -> dict[str, tuple[str, ...]]:
+        """{sample key: what the run answered, as recorded} on the test split; empty when the run was not evaluated."""
         path = self.evaluate_dir / "predictions" / f"{run.fingerprint}.csv"
         if not path.is_file():
             return {}
         with path.open(newline="") as file:
-            return {row["key"]: row["prediction"] for row in csv.DictReader(file)}
+            return {row["key"]: tuple(row[name] for name in self.task.answer) for row in csv.DictReader(file)}
 
     def gallery_path(self, run: Run) -> Path:
         """Where the run's pictures are, if it has any."""
@@ -124,7 +131,8 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         manifest_path: The shards' manifest.json.
 
     Raises:
-        UserError: a file is missing or damaged, a run is of another suite or data set, or recorded twice.
+        UserError: a file is missing or damaged, a run is of another suite or data set, or recorded twice, or the
+            samples are for a task that nothing is known of.
     """
     evaluated = _read_json(results_dir / "evaluate" / "metrics.json", {"runs": []})
     tests = {run["fingerprint"]: run for run in evaluated["runs"]}
@@ -134,6 +142,9 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         raise UserError(f"{results_dir}: no recorded runs; run: dvc repro train@{suite}")
     manifest = _read_json(manifest_path)
     _check_data([*runs, *trials], manifest_path)
+    if _task_name(manifest) not in TASKS:
+        rule, remedy = f"unknown; known: {', '.join(TASKS)}", f"run: dvc repro shard@{suite}"
+        raise UserError(problem(f"{manifest_path}: task", _task_name(manifest), rule, remedy))
     pinned = [run for run in runs if "num_workers" in run.science]
     return Records(
         suite=suite,
@@ -144,6 +155,7 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         costs={architecture_key(model): _cost(model) for model in benchmark.get("models", [])},
         benchmark={key: value for key, value in benchmark.items() if key != "models"},
         evaluate_dir=results_dir / "evaluate",
+        settings={key: value for key, value in evaluated.items() if key not in ("suite", "split", "runs")},
     )
 
 
@@ -158,6 +170,10 @@ def by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(run.name, []).append(run)
     return groups
+
+
+def _task_name(manifest: Json) -> str:
+    return str(manifest.get("task", CLASSIFICATION.name))
 
 
 def _load_runs(stage_dir: Path, suite: str, tests: Mapping[str, Json]) -> tuple[Run, ...]:

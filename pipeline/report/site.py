@@ -12,33 +12,35 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from pipeline.measures import TASKS, Task
 from pipeline.report import formats
 from pipeline.report.agreement import agreements, sentence
 from pipeline.report.figures import write_figures
+from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 
-# title and description (for those who cannot see it) of each figure
-FIGURES = {
-    "accuracy-vs-gflops": (
-        "Accuracy against cost",
-        "Test top-1 against multiply-accumulates per sample: the sweep as small points with its Pareto front, "
-        "the experiments as large points with the standard deviation over seeds. The table has the numbers.",
-    ),
-    "learning-curves": (
-        "Learning curves",
-        "Validation top-1 against training samples seen, one line per experiment; the band reaches from the "
-        "worst seed to the best.",
-    ),
-    "what-the-model-sees": (
-        "What the models see",
-        "Test samples as the uniform grid and as DART cut them: the regions, and every token at the size the "
-        "model receives it, with both predictions; a tick is right, a cross is wrong.",
-    ),
-}
+CAPTION = "{} on the test split: mean ± standard deviation over seeds. Open a row's runs to see where it comes from."
 EMBED_AS = {"what-the-model-sees": "png"}  # pixels; the others are drawings
 MIME = {"png": "image/png", "svg": "image/svg+xml"}
+
+
+def figures(task: Task) -> dict[str, tuple[str, str]]:
+    """Title and description (for those who cannot see it) of each figure."""
+    return {
+        "accuracy-vs-gflops": (
+            "Accuracy against cost",
+            f"Test {task.said} against multiply-accumulates per sample: the sweep as small points with its Pareto "
+            "front, the experiments as large points with the standard deviation over seeds. The table has the numbers.",
+        ),
+        "learning-curves": (
+            "Learning curves",
+            f"Validation {task.said} against training samples seen, one line per experiment; the band reaches from "
+            "the worst seed to the best.",
+        ),
+        "what-the-model-sees": ("What the models see", task.seen),
+    }
 
 
 def write_report(suites: Sequence[Records], folder: Path) -> None:
@@ -48,46 +50,50 @@ def write_report(suites: Sequence[Records], folder: Path) -> None:
         for picture in sorted((folder / records.suite / "figures").glob("*.png")):
             copy = folder / "plots" / "pictures" / f"{records.suite}-{picture.name}"
             write_bytes_atomic(copy, picture.read_bytes())
-    metrics = {records.suite: formats.to_metrics(comparison(records)) for records in suites}
-    write_json_atomic(folder / "metrics.json", metrics)
-    write_text_atomic(folder / "plots" / "accuracy.csv", accuracy_points(suites))
-    write_text_atomic(folder / "plots" / "curves.csv", curve_points(suites))
+    write_json_atomic(folder / "metrics.json", {records.suite: formats.to_metrics(records) for records in suites})
+    for task in TASKS.values():  # dvc.yaml names them all, so all are there, and empty where no suite is of the task
+        mine = [records for records in suites if records.task == task]
+        write_text_atomic(folder / "plots" / task.points_csv, table_points(mine, task))
+        write_text_atomic(folder / "plots" / task.curves_csv, curve_points(mine, task))
     write_text_atomic(folder / "index.html", build_page(suites, folder))
 
 
 def write_suite(records: Records, folder: Path) -> None:
     """One suite's tables and figures, and what the README shows of them."""
-    table = comparison(records)
-    write_text_atomic(folder / "table.csv", formats.to_csv(table))
+    write_text_atomic(folder / "table.csv", formats.to_csv(comparison(records)))
     write_text_atomic(folder / "table.md", formats.to_markdown(records))
     write_text_atomic(folder / "table.tex", formats.to_latex(records))
-    write_json_atomic(folder / "metrics.json", formats.to_metrics(table))
+    write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
-    drawn = write_figures(records, folder / "figures")
-    pictures = {f"figures/{path.name}": FIGURES[path.stem][1] for path in drawn if path.name in PICTURES}
+    drawn, known = write_figures(records, folder / "figures"), figures(records.task)
+    pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
 
 
-def accuracy_points(suites: Iterable[Records]) -> str:
-    """CSV of every located point, experiments and sweep, for `dvc plots`."""
+def table_points(suites: Iterable[Records], task: Task) -> str:
+    """CSV of every located point, experiments and sweep, of suites of one task, for `dvc plots`."""
+    columns = ["series", "experiment", "gflops", task.first.name]
     tables = [
         table.assign(series=f"{records.suite} " + table["tokenizer"] + kind)
         for records in suites
         for kind, table in (("", comparison(records)), (" (sweep)", sweep(records)))
     ]
-    points = pd.concat(tables).dropna(subset=["top1_mean", "gflops"]).rename(columns={"top1_mean": "top1"})
-    return formats.to_csv(points[["series", "experiment", "gflops", "top1"]])
+    if not tables:
+        return formats.to_csv(pd.DataFrame(columns=columns))
+    mean = f"{task.first.name}_mean"
+    points = pd.concat(tables).dropna(subset=[mean, "gflops"]).rename(columns={mean: task.first.name})
+    return formats.to_csv(points[columns])
 
 
-def curve_points(suites: Iterable[Records]) -> str:
-    """CSV of the validation accuracy of every experiment's every run, for `dvc plots`."""
+def curve_points(suites: Iterable[Records], task: Task) -> str:
+    """CSV of the validation of every experiment's every run, of suites of one task, for `dvc plots`."""
     points = [
         (f"{records.suite} {run.name}", run.seed, step * run.science["train"]["global_batch_size"], value)
         for records in suites
         for run in records.runs
-        for step, value in run.curves.get("val_top1", {}).items()
+        for step, value in run.curves.get(task.val, {}).items()
     ]
-    return formats.to_csv(pd.DataFrame(points, columns=["series", "seed", "samples", "val_top1"]))
+    return formats.to_csv(pd.DataFrame(points, columns=["series", "seed", "samples", task.val]))
 
 
 def build_page(suites: Sequence[Records], folder: Path) -> str:
@@ -103,43 +109,49 @@ def build_page(suites: Sequence[Records], folder: Path) -> str:
     return environment.get_template("index.html.j2").render(sections=sections)
 
 
-def _section(records: Records, figures: Path) -> dict[str, Any]:
+def _section(records: Records, folder: Path) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
-    finals, trials = (formats.readable(table, records.unit) for table in (comparison(records), sweep(records)))
+    finals, trials = (formats.readable(table, records) for table in (comparison(records), sweep(records)))
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
         "sizes": ", ".join(f"{number} {split}" for split, number in sizes.items()),
         "titles": [(title, title in formats.NUMERIC) for title in finals],
-        "rows": _table(comparison(records), finals, records.runs),
-        "trials": _table(sweep(records), trials, records.trials),
+        "measure": records.task.said,
+        "caption": CAPTION.format(records.task.first.title.removesuffix(" (%)")),
+        "rows": _table(comparison(records), finals, records, records.runs),
+        "trials": _table(sweep(records), trials, records, records.trials),
         "agreements": [sentence(pair) for pair in agreements(records)],
-        "notes": formats.notes(records),
-        "figures": [_figure(figures, name) for name in FIGURES if (figures / f"{name}.png").is_file()],
+        "notes": notes(records),
+        "figures": [
+            _figure(folder, name, *texts)
+            for name, texts in figures(records.task).items()
+            if (folder / f"{name}.png").is_file()
+        ],
     }
 
 
-def _table(table: pd.DataFrame, readable: pd.DataFrame, runs: Iterable[Run]) -> list[dict[str, Any]]:
+def _table(table: pd.DataFrame, readable: pd.DataFrame, records: Records, runs: Iterable[Run]) -> list[dict[str, Any]]:
     groups = by_name(runs)
     return [
         {
             "cells": [(text, title in formats.NUMERIC) for title, text in zip(readable, texts, strict=True)],
             "complete": row.status == COMPLETE,
             "front": getattr(row, "pareto", False),
-            "runs": [_run(run) for run in groups[row.experiment]],
+            "runs": [_run(run, records.task) for run in groups[row.experiment]],
         }
         for row, texts in zip(rows(table), rows(readable), strict=True)
     ]
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run, task: Task) -> dict[str, Any]:
     revision = run.provenance.get("commit")
     checkout = f"git checkout {revision[:10]} && " if revision else ""
     return {
         "id": run.fingerprint,
         "seed": run.seed,
-        "top1": formats.percent((run.test or {}).get("top1")),
+        "test": formats.percent((run.test or {}).get(task.first.name)),
         "commit": run.commit,
         "workers": "unknown" if run.world_size is None else run.world_size,
         "wall": "unknown" if run.wall_s is None else f"{run.wall_s:.0f} s",
@@ -148,10 +160,9 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _figure(folder: Path, name: str) -> dict[str, str]:
+def _figure(folder: Path, name: str, title: str, description: str) -> dict[str, str]:
     kind = EMBED_AS.get(name, "svg")
     content = base64.b64encode((folder / f"{name}.{kind}").read_bytes()).decode()
-    title, description = FIGURES[name]
     return {
         "name": name,
         "title": title,

@@ -1,54 +1,61 @@
 """Records -> tables, as pandas frames: one row per run, one per experiment, one per point of the sweep.
 
 A pure function of the records, in the order of the plan. Only complete runs are averaged; the others are
-named in the row's status. Accuracies are fractions of the test split, deviations those of a sample (n - 1).
+named in the row's status. Measures are fractions, of the test split; deviations are those of a sample (n - 1).
 A missing value is an unknown, never a zero.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipeline.measures import Task
 from pipeline.report.records import Cost, Records, Run
 
 COMPLETE = "complete"
 
-# One row per run. Int64 is the type of whole numbers of which some are missing.
+# One row per run, beside the task's measures. Int64 is the type of whole numbers of which some are missing.
 RUN_TYPES = {
     **dict.fromkeys(("experiment", "model", "backbone", "variant", "tokenizer"), "str"),
     **dict.fromkeys(("status", "fingerprint", "commit", "data_sha256", "architecture"), "str"),
     **dict.fromkeys(("seed", "img_size", "token_budget"), "int64"),
-    **dict.fromkeys(("top1", "top5", "val_top1"), "float64"),
     **dict.fromkeys(("num_samples", "world_size"), "Int64"),
 }
 COST_TYPES = {"params": "Int64"} | dict.fromkeys(Cost._fields[1:], "float64")
 COSTS = ["params", "gflops", *Cost._fields[2:]]  # gflops: 1e9 multiply-accumulates of one image, as the paper counts
 FACTS = ["model", "backbone", "variant", "img_size", "tokenizer", "token_budget", "data_sha256", *COSTS]
-# One row per experiment: the columns of table.csv.
-COLUMNS = [
-    *("model", "tokenizer", "token_budget", "top1_mean", "top1_std", "num_seeds", "params", "gflops", "images_per_s"),
-    *("experiment", "backbone", "variant", "img_size", "top5_mean", "top5_std", "val_top1_mean"),
-    *("images_per_s_q25", "images_per_s_q75", "num_samples_trained", "world_size"),
-    *("status", "run_ids", "commit", "data_sha256"),
-]
+
+
+def columns(task: Task) -> list[str]:
+    """One row per experiment: the columns of table.csv."""
+    first, *others = ((f"{measure.name}_mean", f"{measure.name}_std") for measure in task.measures)
+    return [
+        *("model", "tokenizer", "token_budget", *first, "num_seeds", "params", "gflops", "images_per_s"),
+        *("experiment", "backbone", "variant", "img_size", *chain(*others), f"{task.val}_mean"),
+        *("images_per_s_q25", "images_per_s_q75", "num_samples_trained", "world_size"),
+        *("status", "run_ids", "commit", "data_sha256"),
+    ]
 
 
 def comparison(records: Records) -> pd.DataFrame:
-    """One row per experiment, with `COLUMNS`."""
-    return _aggregate(tidy(records, records.runs))
+    """One row per experiment, with `columns`."""
+    return _aggregate(tidy(records, records.runs), records.task)
 
 
 def sweep(records: Records) -> pd.DataFrame:
     """One row per point of the sweep, over its seeds; the last column, `pareto`, says whether it is on the front."""
-    table = _aggregate(tidy(records, records.trials))
-    return table.assign(pareto=pareto_front(table))
+    table = _aggregate(tidy(records, records.trials), records.task)
+    return table.assign(pareto=pareto_front(table, f"{records.task.first.name}_mean"))
 
 
 def tidy(records: Records, runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per run, with `RUN_TYPES` and `COSTS`."""
-    frame = pd.DataFrame([_facts(run) for run in runs], columns=list(RUN_TYPES)).astype(RUN_TYPES)
+    """One row per run, with `RUN_TYPES`, the measures of the task, and `COSTS`."""
+    task = records.task
+    types = RUN_TYPES | dict.fromkeys((*(measure.name for measure in task.measures), task.val), "float64")
+    frame = pd.DataFrame([_facts(run, task) for run in runs], columns=list(types)).astype(types)
     costs = pd.DataFrame(list(records.costs.values()), index=list(records.costs), columns=list(Cost._fields))
     costs = costs.astype(COST_TYPES).assign(gflops=lambda frame: frame["macs"] / 1e9)
     return frame.replace([np.inf, -np.inf], np.nan).join(costs[COSTS], on="architecture")
@@ -59,15 +66,15 @@ def rows(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples(index=False))
 
 
-def pareto_front(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows no other one beats in accuracy at equal or lower cost."""
-    known = table.dropna(subset=["top1_mean", "gflops"])
-    top1 = known.sort_values(["gflops", "top1_mean"], ascending=[True, False], kind="stable")["top1_mean"]
-    best_of_cheaper = top1.cummax().shift(fill_value=-np.inf)
-    return (top1 > best_of_cheaper).reindex(table.index, fill_value=False)
+def pareto_front(table: pd.DataFrame, column: str) -> "pd.Series[bool]":
+    """Which rows no other one beats in the measure of this column at equal or lower cost."""
+    known = table.dropna(subset=[column, "gflops"])
+    value = known.sort_values(["gflops", column], ascending=[True, False], kind="stable")[column]
+    best_of_cheaper = value.cummax().shift(fill_value=-np.inf)
+    return (value > best_of_cheaper).reindex(table.index, fill_value=False)
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: Run, task: Task) -> dict[str, Any]:
     model, tokenizer, test = run.science["model"], run.science["tokenizer"], run.test or {}
     return {
         "experiment": run.name,
@@ -76,9 +83,8 @@ def _facts(run: Run) -> dict[str, Any]:
         **{key: model[key] for key in ("backbone", "variant", "img_size")},
         "tokenizer": tokenizer["name"],
         "token_budget": tokenizer["token_budget"],
-        "top1": test.get("top1"),
-        "top5": test.get("top5"),
-        "val_top1": run.metrics.get("val_top1"),
+        **{measure.name: test.get(measure.name) for measure in task.measures},
+        task.val: run.metrics.get(task.val),
         "num_samples": run.num_samples,
         "world_size": run.world_size,
         "status": run.problem or COMPLETE,
@@ -89,7 +95,7 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _aggregate(runs: pd.DataFrame) -> pd.DataFrame:
+def _aggregate(runs: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Means over the complete runs beside what is known of all, in order of appearance."""
     broken = runs["status"] != COMPLETE
     reason = ("seed " + runs["seed"].astype("str") + ": " + runs["status"]).where(broken)
@@ -97,11 +103,9 @@ def _aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     texts = {"num_samples": "string", "world_size": "string"}
     complete = runs[~broken].astype(texts).groupby("experiment", sort=False)
     means = complete.agg(
-        top1_mean=("top1", _mean),
-        top1_std=("top1", _std),
-        top5_mean=("top5", _mean),
-        top5_std=("top5", _std),
-        val_top1_mean=("val_top1", _mean),
+        **{f"{measure.name}_mean": (measure.name, _mean) for measure in task.measures},
+        **{f"{measure.name}_std": (measure.name, _std) for measure in task.measures},
+        **{f"{task.val}_mean": (task.val, _mean)},
         num_seeds=("seed", "size"),
         num_samples_trained=("num_samples", _distinct),
         world_size=("world_size", _distinct),
@@ -112,7 +116,7 @@ def _aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         commit=("commit", _distinct),
     )
     table = every[FACTS].first().join(means).join(traces).reset_index()
-    return table.assign(num_seeds=table["num_seeds"].fillna(0).astype("int64"))[COLUMNS]
+    return table.assign(num_seeds=table["num_seeds"].fillna(0).astype("int64"))[columns(task)]
 
 
 def _mean(values: "pd.Series[float]") -> float:

@@ -11,6 +11,7 @@ from pipeline.config import Trial
 from pipeline.provenance import hash_json
 
 STATE_SIZE = 16  # of Mamba, where a variant does not say
+WARP_MACS = {"tiny": 79e6, "small": 103e6, "base": 145e6}  # of Swin and UPerNet, for a cell of 16 px (dart.cost)
 ASSUMED_MACS_PER_S = 2e9  # forward multiply-accumulates per second while one core trains
 
 
@@ -34,6 +35,8 @@ def relative_cost(trial: Trial, num_samples: int) -> float:
 def macs_of_tokens(backbone: str, variant: str, tokens: int) -> float:
     """Multiply-accumulates of the blocks, a transformer's or a state-space model's, for one sample of this budget."""
     size = VARIANTS[backbone][variant]
+    if "embed_dim" not in size:  # hierarchical
+        return WARP_MACS[variant] * tokens
     width = size["embed_dim"]
     if "mlp_ratio" in size:
         per_token = (4 + 2 * size["mlp_ratio"]) * width**2 + 2 * tokens * width

@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from pipeline import provenance
 from pipeline.config import Params, Suite, Trial
-from pipeline.data.catalog import Planned
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
+from pipeline.data.options import Planned
 from pipeline.data.verify import verify_shards
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.files import building_dir, write_json_atomic, write_text_atomic
@@ -189,10 +189,12 @@ def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> No
             problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
         side = trial.model.img_size
         # Clips are resized while they are read, and pictures where the recipe says how they are cropped.
-        resized = manifest.num_frames is not None or trial.train.augmentation is not None
+        recipe = trial.train.masks or trial.train.augmentation
+        resized = manifest.num_frames is not None or recipe is not None
         if not resized and manifest.image_size is None:
-            rule, remedy = "the images differ in size", "write train.augment as a mapping, which says how to crop"
-            problems[problem("train.augment", trial.train.augment, rule, remedy)] = None
+            key, value = ("masks", None) if manifest.task == "segmentation" else ("augment", trial.train.augment)
+            rule, remedy = "the images differ in size", "write it as a mapping, which says how to crop"
+            problems[problem(f"train.{key}", value, rule, remedy)] = None
         elif not resized and manifest.image_size not in (None, (side, side)):
             rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
             problems[problem("model.img_size", side, rule, "make them equal")] = None

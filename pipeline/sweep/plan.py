@@ -21,11 +21,12 @@ from pipeline.config import (
     explain_validation,
 )
 from pipeline.errors import ConfigError, problem, unknown_name
+from pipeline.mask_rules import mask_problems
 from pipeline.recipe import merge
 
 # What decides which parameters a model has, and their shapes.
 SHAPING = {
-    "model": ("backbone", "variant", "patch_size", "in_chans", "num_frames"),
+    "model": ("backbone", "variant", "patch_size", "in_chans", "num_frames", "head"),
     "tokenizer": ("name", "mode", "scorer", "pos_embed"),
 }
 SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
@@ -96,7 +97,7 @@ def _trials(
             found += explain_validation(schema, error, f"{where}{section}.")
     if not found:
         trials = [Trial(name=name, seed=seed, num_workers=num_workers, **sections) for seed in seeds]
-        found = check_trial(trials[0], where) + clip_problems(suite, trials[0])
+        found = check_trial(trials[0], where) + clip_problems(suite, trials[0]) + mask_problems(suite, trials[0])
     problems += found
     return [] if found else trials
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.measures import validated
 from pipeline.train.run import Run
 
 
@@ -43,10 +44,11 @@ class Progress:
         if epoch == epochs and self._shares[fingerprint] < 1:
             self._finished += 1
         self._shares[fingerprint] = max(self._shares[fingerprint], epoch / epochs)
-        width = len(str(self._total))
+        width, task = len(str(self._total)), validated(metrics)
+        reached = f"val {task.said} {metrics[task.val]:.3f}  " if task else ""
         self._echo(
             f"[{self._finished:{width}d}/{self._total}] {run.label}  epoch {epoch}/{epochs}  "
-            f"val top-1 {metrics['val_top1']:.3f}  {metrics['train_s']:.0f} s   {self._time_left()}".rstrip()
+            f"{reached}{metrics['train_s']:.0f} s   {self._time_left()}".rstrip()
         )
 
     def retry(self, fingerprint: str, cause: str) -> None:

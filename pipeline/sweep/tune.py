@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config import Placement, Trial, absurd_precision, indivisible_batch
 from pipeline.errors import ConfigError, UserError, problem
+from pipeline.measures import validated
 from pipeline.sweep.progress import Progress
 from pipeline.train.launch import carry_out, ray_session
 from pipeline.train.run import LOG, Job, Run, write_failure
@@ -161,7 +162,7 @@ def _callback(jobs: list[Job], progress: Progress) -> Any:
             progress.start()
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            if "val_top1" in result:
+            if validated(result) is not None:
                 progress.epoch(jobs[trial.config["index"]].run_dir.name, result)
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

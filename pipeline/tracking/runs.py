@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.journal import JOURNAL_NAME, read_tail
+from pipeline.measures import ALL_MEASURES
 
 STAGES = ("train", "sweep")
 
@@ -122,8 +123,9 @@ def find_runs(suite: str, runs_dir: Path, results_dir: Path) -> Iterator[RunFile
 
 
 def score_metrics(scores: Mapping[str, Any]) -> dict[str, float]:
-    """evaluate's scores of one run under the names they have in the ledger."""
-    return {f"test_{name}": float(scores[name]) for name in ("top1", "top5") if name in scores}
+    """evaluate's scores of one run under the names they have in the ledger; a score may be unknown (None)."""
+    known = {measure.name: scores.get(measure.name) for measure in ALL_MEASURES}
+    return {f"test_{name}": float(value) for name, value in known.items() if value is not None}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,41 +5,36 @@ torch's generator is seeded anew for every step from (seed, step, rank). A posit
 beside the tensors, and a resumed training continues bit for bit.
 """
 
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
-from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.config import Trial, absurd_precision
-from pipeline.data.clips import clip_sampling
 from pipeline.data.index import load_manifest
-from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.loader import train_loader
 from pipeline.data.order import GlobalBatches
 from pipeline.errors import UserError, problem
 from pipeline.journal import Journal
 from pipeline.model import build_model, model_kwargs
 from pipeline.provenance import hash_json
 from pipeline.train.checkpoint import Identity, Position, load_checkpoint, save_checkpoint, save_weights
-from pipeline.train.mixing import Mixing
+from pipeline.train.objective import build_objective, step_seed
 from pipeline.train.optim import build_optimizer, lr_factor, set_lr
+from pipeline.train.ranks import share_buffers, sum_over_ranks
+from pipeline.train.setup import Setup
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoint"
 WEIGHTS = "model.safetensors"
-MIXING = -1  # the "rank" of what all ranks draw alike
 
 
 class FitResult(NamedTuple):
@@ -49,37 +44,6 @@ class FitResult(NamedTuple):
     num_steps: int
     num_samples: int
     wall_s: float
-
-
-class Setup(NamedTuple):
-    """What stays the same for the whole training, on one of its processes."""
-
-    trial: Trial
-    data_dir: Path
-    num_classes: int
-    run_dir: Path
-    rank: int
-    world_size: int
-    device: torch.device
-    loader_workers: int
-    steps_per_epoch: int
-    log_every_steps: int
-    checkpoint_every_s: float
-
-    @property
-    def num_steps(self) -> int:
-        return self.trial.train.epochs * self.steps_per_epoch
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights and the images."""
-        return torch.float64 if self.trial.train.precision == "fp64" else torch.float32
-
-    @property
-    def views(self) -> dict[str, Any]:
-        """How stored pictures become what the model reads: arguments of the loaders."""
-        clips = clip_sampling(self.trial.science())
-        return {"augment": self.trial.train.augment, "img_size": self.trial.model.img_size, "clips": clips}
 
 
 def fit(
@@ -148,7 +112,7 @@ class _Fitting:
         self.setup, self.identity, self.model, self.optimizer = setup, identity, model, optimizer
         train = setup.trial.train
         self.ema = ModelEmaV3(model, decay=train.model_ema_decay) if train.model_ema_decay else None
-        self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
+        self.objective = build_objective(setup)
         self.journal = Journal(setup.run_dir) if setup.rank == 0 else None
         self.position = Position(0, 0.0, {})
         self.saved_at = self.logged_at = time.monotonic()
@@ -176,13 +140,13 @@ class _Fitting:
         for epoch in range(self.position.step // setup.steps_per_epoch, setup.trial.train.epochs):
             self.train_epoch(net, epoch)
             share_buffers(self.result, setup.world_size)
-            self.log(validate(self.result, setup))
+            self.log(self.objective.validate(self.result))
             self.save()
             position = self.position
             report({"epoch": epoch + 1, "step": position.step, "train_s": position.train_s, **position.metrics})
         if self.journal:
             trial = setup.trial
-            kwargs = model_kwargs(trial.architecture(), setup.num_classes, trial.train.augmentation)
+            kwargs = model_kwargs(trial.architecture(), setup.num_classes, trial.train.normalised)
             save_weights(setup.run_dir / WEIGHTS, self.result, self.identity.model_name, kwargs)
             self.journal.artifact(WEIGHTS)
         num_samples = setup.num_steps * setup.trial.train.global_batch_size
@@ -229,10 +193,7 @@ class _Fitting:
         setup, train = self.setup, self.setup.trial.train
         torch.manual_seed(step_seed(setup.trial.seed, self.position.step, setup.rank))
         set_lr(self.optimizer, self.lr(self.position.step))
-        if self.mixing:
-            images, labels = self.mixing(images, labels, step_seed(setup.trial.seed, self.position.step, MIXING))
-        with autocast(train.precision):
-            loss = self.loss(net(images), labels)
+        loss = self.objective.loss(net, images, labels, self.position.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad or math.inf)
@@ -243,12 +204,6 @@ class _Fitting:
         if self.ema:
             self.ema.update(self.model)
         return loss.detach().double()
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy with labels (B,), or with targets (B, K) that mixing has made, smoothed already."""
-        if self.mixing:
-            return SoftTargetCrossEntropy()(logits, labels)
-        return F.cross_entropy(logits, labels, label_smoothing=self.setup.trial.train.label_smoothing)
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step`."""
@@ -312,48 +267,3 @@ def load_start(model: nn.Module, trial: Trial, init_dir: Path | None) -> None:
     except (RuntimeError, ValueError) as error:
         rule = f"its weights are another model's ({str(error).splitlines()[-1].strip()})"
         raise UserError(problem(where, trial.init_from.name, rule)) from None
-
-
-@torch.no_grad()
-def validate(model: nn.Module, setup: Setup) -> dict[str, float]:
-    """val_loss (without label smoothing), val_top1 and val_top5 over the whole val split, equal on every rank."""
-    model.eval()
-    batch_size = max(1, setup.trial.train.global_batch_size // setup.world_size)
-    totals = torch.zeros(4, dtype=torch.float64, device=setup.device)
-    loader = eval_loader(
-        setup.data_dir, "val", batch_size, setup.rank, setup.world_size, setup.loader_workers, **setup.views
-    )
-    for images, labels, _ in loader:
-        labels = labels.to(setup.device)
-        with autocast(setup.trial.train.precision):
-            logits = model(images.to(setup.device, setup.dtype)).float()
-        hits = logits.topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5), best first
-        loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
-        totals += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(labels))])
-    loss, top1, top5, count = sum_over_ranks(totals, setup.world_size).tolist()
-    return {"val_loss": loss / count, "val_top1": top1 / count, "val_top5": top5 / count}
-
-
-def share_buffers(model: nn.Module, world_size: int) -> None:
-    """Give every rank the buffers of rank 0, whose model is kept: statistics of batch norms follow each rank's data."""
-    if world_size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of torch's generator for one step on one rank: unrelated for related arguments, 63 bits."""
-    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def autocast(precision: str) -> AbstractContextManager:
-    """bfloat16 where it is asked for, and `fit` has made sure of the GPU."""
-    return torch.autocast("cuda", torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def sum_over_ranks(values: Tensor, world_size: int) -> Tensor:
-    """The sum of the tensor over the ranks, in place."""
-    if world_size > 1:
-        dist.all_reduce(values)
-    return values

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.config import TrainConfig
 
-SCORER_PREFIX = "patch_embed.scorer."
+SCORER_PART = ".scorer."  # of a parameter's name, in all our models
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
@@ -63,6 +63,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _kind(name: str, parameter: nn.Parameter, exempt: set[str]) -> str:
-    if name.startswith(SCORER_PREFIX):
+    if SCORER_PART in name:
         return "scorer"
     return "no_decay" if parameter.ndim <= 1 or name.endswith(".bias") or name in exempt else "decay"

@@ -164,6 +164,20 @@ def test_models_of_clips_are_refused(
     assert done.err.count("\n") == 1
 
 
+def test_models_of_pixel_classes_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = {"depth": 1, "num_classes": 3}
+    name = "uniform_vit_nano_segmenter"
+    write_weights(Path("pixels.safetensors"), name, kwargs, timm.create_model(name, **kwargs).state_dict())
+    for arguments in (
+        "--model dart_vit_nano_segmenter",
+        "--model dart_vit_nano --uniform-checkpoint pixels.safetensors",
+    ):
+        done = run(f"photo.jpg {arguments}", capsys)
+        assert done.code == 2
+        assert "gives every pixel a class, and this draws classifiers; see dart.draw.segments" in done.err
+        assert done.err.count("\n") == 1
+
+
 def test_weights_that_training_wrote_rebuild_their_model(tmp_path: Path) -> None:
     statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # the pipeline's pixels go from -1 to 1
     options = {"in_chans": 1, "num_classes": 5, "patch_size": 4, "sampling": "point", "token_budget": 20}

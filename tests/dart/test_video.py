@@ -3,14 +3,13 @@
 import pytest
 import torch
 from timm.layers import PatchEmbed
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dart.pos_embed import carry_clip_tables, carry_table, clip_coordinates, region_coordinates
 from dart.scorer import build_scorer, scores_to_density
 from dart.tokenizer import DartTokenizer
 from dart.video import VideoTokenizer, build_video_scorer, clip_regions
 from tests.dart.clips import F64, density_of, frame_of
+from tests.dart.on_meta import OnMeta
 
 OPTIONS = [{}, {"row_weight": "density"}, {"sampling": "point"}, {"pos_embed": "table", "norm_layer": None}]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=["default", "density", "point", "table"])
@@ -255,20 +254,6 @@ def test_nothing_waits_for_the_device(options):
     with OnMeta() as mode:
         clip_regions(torch.ones(2, 16, 4, device="meta"), 4, 64, 16, (32, 32), options.get("row_weight", "mass"))
     assert mode.num_operators < 150  # they are what a GPU is launched for; an image has fewer than 100
-
-
-class OnMeta(TorchDispatchMode):
-    """Counts operators (views excluded), and refuses those that bring data to the host or take some from it."""
-
-    num_operators = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        made = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
-        assert all(t.device.type == "meta" for t in made), func
-        assert not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.intersection(func.tags), func
-        self.num_operators += not func.is_view
-        return out
 
 
 @pytest.mark.parametrize(

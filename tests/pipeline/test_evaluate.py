@@ -10,24 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.classification import Predictions, merge, predict, score, write_gallery
 from pipeline.config import ModelConfig, Placement, TokenizerConfig, TrainConfig, Trial
-from pipeline.data.catalog import DATASETS, DigitsOptions
+from pipeline.data.catalog import DATASETS
+from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.errors import ConfigError, UserError
-from pipeline.evaluate import (
-    Part,
-    Predictions,
-    evaluate_runs,
-    load_model,
-    merge,
-    predict,
-    score,
-    write_evaluation,
-    write_gallery,
-)
+from pipeline.evaluate import evaluate_runs, write_evaluation
 from pipeline.gallery import choose_samples, draw_gallery
 from pipeline.model import build_model
+from pipeline.part import Part
 from pipeline.spread import run_on_ray
+from pipeline.weights import load_model
 
 NUM_TEST = 23  # a prime: no batch and no number of workers divides it
 

@@ -42,9 +42,12 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.clip_rules",
         "pipeline.config",
         "pipeline.data.lazy",
+        "pipeline.data.listed",
+        "pipeline.data.options",
         "pipeline.data.verify",
         "pipeline.errors",
         "pipeline.files",
+        "pipeline.mask_rules",
         "pipeline.provenance",
         "pipeline.recipe",
         "pipeline.schema",
@@ -66,7 +69,7 @@ ELSEWHERE = {
     # The plan's preview counts and asks the data set's options, it does not train.
     "train": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost"},
     "sweep": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost"},
-    "evaluate": {"dart.draw.clips", "dart.draw.figures"},  # pictures for MLflow
+    "evaluate": {"dart.draw.clips", "dart.draw.figures", "dart.draw.segments"},  # pictures for MLflow
 }
 
 

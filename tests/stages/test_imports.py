@@ -20,9 +20,10 @@ HOMES = {
     "pandas": ("pipeline.report",),
     "webdataset": ("pipeline.data.shards", "pipeline.data.loader"),
     "sklearn": ("pipeline.data",),
-    "matplotlib": ("pipeline.report", "dart.draw.clips", "dart.draw.figures"),
+    "matplotlib": ("pipeline.report", "dart.draw.clips", "dart.draw.figures", "dart.draw.segments"),
     "av": ("pipeline.data.video",),
     "jinja2": ("pipeline.report",),
+    "segmentation_models_pytorch": ("dart.models.warped",),
     "dvc": (),
 }
 HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "pandas", "matplotlib", "sklearn", "webdataset", "dvc", "av")

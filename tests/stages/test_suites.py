@@ -16,13 +16,15 @@ from pipeline.data.clips import Views
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import load_manifest
 from pipeline.data.shards import write_shards
-from pipeline.evaluate import Part, merge, predict
+from pipeline.evaluate import task_of
+from pipeline.part import Part
 from pipeline.sweep.checks import check_trials
 from pipeline.sweep.execute import Paths, dry_run, plan_runs
 from pipeline.sweep.plan import plan_experiments, plan_sweep
 from pipeline.sweep.tune import num_starts
 from pipeline.train.loop import WEIGHTS, fit
 from tests.pipeline.data.clip_files import ramp, write_clip
+from tests.pipeline.data.scenes import write_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
@@ -34,11 +36,13 @@ KINDS = {
     ),
     "kinetics400": ("videomamba-ti-3136", "dart-videomamba-ti-1568"),
     "ssv2": ("videomamba-ti-3136", "dart-videomamba-ti-1568"),
+    "ade20k": ("swin-t-1024", "dart-swin-t-576"),
 }
 # Of those, the ones that are tested: the grid, DART, the authors' mode and Vim.
 TESTED = {
     *("deit-ti-196", "dart-deit-ti-196", "dart-deit-ti-196-paper", "dart-vim-ti-196"),
     *("videomamba-ti-3136", "dart-videomamba-ti-1568"),
+    *("swin-t-1024", "dart-swin-t-576"),
 }
 
 
@@ -119,10 +123,17 @@ CLIPS = {
     "tokenizer": {"token_budget": 16},
     "sweep": {"grid": {"tokenizer.token_budget": [16]}},
 }
+SCENES = {
+    "dataset": {"val_samples": 2},
+    "model": {"img_size": 64, "pretrained": False},
+    "tokenizer": {"token_budget": 16},
+    "evaluate": {"masks": {"small_frac": 0.0033, "windows": "slide", "stride": 43}},
+}
 MAKERS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
     "imagenet1k": (write_pictures, PICTURES),
     "kinetics400": (write_kinetics, CLIPS),
     "ssv2": (write_ssv2, CLIPS),
+    "ade20k": (write_scenes, SCENES),
 }
 
 
@@ -138,6 +149,8 @@ def write_stand_in(name: str, root: Path) -> Suite:
     raw["shards"]["samples_per_shard"] = 5
     raw["tokenizer"] |= {"pretrained_scorer": False, "score_input": 32}  # no download
     raw["train"] |= {"epochs": 1, "global_batch_size": 4, "precision": "fp32"}
+    if "masks" in raw["train"]:
+        raw["train"]["masks"]["short_side"] = 64
     raw["experiments"] = {key: shrink(raw["experiments"][key]) for key in KINDS[name]}
     YAML().dump(raw, root / "suite.yaml")
     return load_suite(name, root / "suite.yaml")
@@ -151,7 +164,7 @@ def shrink(experiment: dict[str, Any]) -> dict[str, Any]:
     if model.get("backbone") in ("vim", "videomamba"):
         model["variant"] = "nano"
     if "token_budget" in tokenizer:
-        tokenizer["token_budget"] = 8 if tokenizer["token_budget"] == 1568 else 36
+        tokenizer["token_budget"] = {1568: 8, 576: 4}.get(tokenizer["token_budget"], 36)
     if tokenizer.get("mode") == "paper":  # it knows no other size
         model["img_size"] = tokenizer["score_input"] = 224
     train = {key: value for key, value in experiment.get("train", {}).items() if key != "epochs"}
@@ -177,10 +190,16 @@ def test_a_large_suite_trains_and_tests_on_a_stand_in(name: str, tmp_path: Path)
         assert (run.dir / WEIGHTS).is_file()
     clips = suite.evaluate.clips
     views = Views(**clips.model_dump()) if clips else None
-    test = manifest.split("test")
+    test, task, masks = manifest.split("test"), task_of(shards), suite.evaluate.masks
     for run in runs:
         if run.trial.name in TESTED:
-            parts = [predict(Part(run.spec(), run.dir / WEIGHTS, shards, 3, rank, 2, views)) for rank in range(2)]
-            found = merge(parts, test.num_samples)  # every sample exactly once
-            assert tuple(np.bincount(found.labels)) == test.class_counts
-            assert np.isfinite(found.confidences).all()
+            parts = [
+                task.predict(Part(run.spec(), run.dir / WEIGHTS, shards, 3, rank, 2, views, masks=masks))
+                for rank in range(2)
+            ]
+            found = task.merge(parts, test.num_samples)  # every sample exactly once
+            if masks is None:
+                assert tuple(np.bincount(found.labels)) == test.class_counts
+                assert np.isfinite(found.confidences).all()
+            else:  # and every pixel that counts
+                assert tuple(found.tally.confusion.sum(1).tolist()) == test.class_counts

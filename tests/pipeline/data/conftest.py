@@ -7,8 +7,8 @@ from threading import Thread
 
 import pytest
 
-from pipeline.data.catalog import DigitsOptions
 from pipeline.data.fetch import fetch_dataset
+from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 
 TINY = DigitsOptions(

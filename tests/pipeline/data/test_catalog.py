@@ -6,7 +6,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from pipeline.data.catalog import DATASETS, ImageFolderOptions
+from pipeline.data.catalog import DATASETS
+from pipeline.data.options import ImageFolderOptions
 
 
 def test_naming_a_data_set_imports_nothing_heavy():

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.data import cifar10, fashion_mnist
-from pipeline.data.catalog import DATASETS, SPLITS, Cifar10Options, FashionMnistOptions
+from pipeline.data.catalog import DATASETS, SPLITS
+from pipeline.data.dataset import ShardDataset
 from pipeline.data.download import RemoteFile, fetch_files
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import load_manifest
-from pipeline.data.loader import ShardDataset
+from pipeline.data.options import Cifar10Options, FashionMnistOptions
 from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError

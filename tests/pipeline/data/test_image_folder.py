@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.data.catalog import DATASETS, SPLITS, ExpectOptions, ImageFolderOptions, StoreOptions
+from pipeline.data.catalog import DATASETS, SPLITS
+from pipeline.data.dataset import ShardDataset
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.image_folder import to_jpeg, to_square
 from pipeline.data.index import load_manifest
-from pipeline.data.loader import ShardDataset
+from pipeline.data.options import ExpectOptions, ImageFolderOptions, StoreOptions
 from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError

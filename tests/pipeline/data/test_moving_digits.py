@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import moving_digits
-from pipeline.data.catalog import DATASETS, SPLITS, MovingDigitsOptions
+from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.moving_digits import MOTIONS, plan_path
+from pipeline.data.options import MovingDigitsOptions
 from pipeline.data.video import decode_clip
 
 OPTIONS = MovingDigitsOptions(

@@ -14,8 +14,9 @@ import webdataset
 from PIL import Image
 
 from pipeline.data.catalog import DATASETS, SPLITS
+from pipeline.data.dataset import ShardDataset
 from pipeline.data.index import ShardError, load_manifest, load_members
-from pipeline.data.loader import ShardDataset, eval_loader, train_loader
+from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.shards import verify_shards, write_shards
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.data.catalog import DATASETS, SPLITS, Kinetics400Options, Ssv2Options
+from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.clips import ClipSampling, Views
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import Dropped, load_manifest
+from pipeline.data.listed import count_reasons
 from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.options import Kinetics400Options, Ssv2Options
 from pipeline.data.shards import write_shards
-from pipeline.data.video_folder import CHECKED, count_reasons
+from pipeline.data.video_folder import CHECKED
 from pipeline.errors import UserError
 from tests.pipeline.data.clip_files import ramp, write_clip
 

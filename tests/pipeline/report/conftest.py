@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 
 from dart.registry import model_name
 from pipeline.report.records import Records, load_records
 
-NUM_TEST = 200
-TOP1 = {
+from .answers import ANSWERS, NUM_TEST
+
+VALUES = {  # of the task's first measure
     "uniform-36": [0.455, 0.545, 0.54],
     "uniform-64": [0.405, 0.47, 0.44],
     "dart-36": [0.795, 0.8, 0.675],
@@ -28,6 +28,11 @@ class Lab(NamedTuple):
 
     root: Path
     suite: str
+    task: str = "classification"
+
+    @property
+    def answers(self) -> Any:
+        return ANSWERS[self.task]
 
     @property
     def results(self) -> Path:
@@ -54,24 +59,30 @@ def lab(tmp_path: Path) -> Lab:
     return write_lab(tmp_path, "digits")
 
 
+@pytest.fixture
+def dense_lab(tmp_path: Path) -> Lab:
+    """A finished suite of segmentation in a temporary folder; its numbers are those of `lab`."""
+    return write_lab(tmp_path, "dense", "segmentation")
+
+
 @pytest.fixture(scope="session")
-def make_lab() -> Callable[[Path, str], Lab]:
+def make_lab() -> Callable[..., Lab]:
     """For tests that need several suites, or one at a given place."""
     return write_lab
 
 
-def write_lab(root: Path, suite: str) -> Lab:
-    lab = Lab(root, suite)
-    write_json(lab.manifest, manifest())
+def write_lab(root: Path, suite: str, task: str = "classification") -> Lab:
+    lab = Lab(root, suite, task)
+    write_json(lab.manifest, manifest(lab))
     sha256 = hashlib.sha256(lab.manifest.read_bytes()).hexdigest()
     runs = [
-        write_run(lab, "train", name, seed, top1, sha256)
-        for name, all_top1 in TOP1.items()
-        for seed, top1 in enumerate(all_top1)
+        write_run(lab, "train", name, seed, value, sha256)
+        for name, values in VALUES.items()
+        for seed, value in enumerate(values)
     ]
     trials = [
-        write_run(lab, "sweep", f"{tokenizer}-{budget}-{variant}", 0, top1, sha256)
-        for tokenizer, budget, variant, top1 in sweep_points()
+        write_run(lab, "sweep", f"{tokenizer}-{budget}-{variant}", 0, value, sha256)
+        for tokenizer, budget, variant, value in sweep_points()
     ]
     write_json(lab.results / "train/runs.json", {"suite": suite, "stage": "train", "runs": runs})
     write_json(lab.results / "sweep/runs.json", {"suite": suite, "stage": "sweep", "runs": trials})
@@ -83,31 +94,32 @@ def write_lab(root: Path, suite: str) -> Lab:
 def sweep_points() -> list[tuple[str, int, str, float]]:
     budgets = {16: 0.3, 36: 0.5, 64: 0.45}
     return [
-        (tokenizer, budget, variant, top1 + 0.25 * (tokenizer == "dart") - 0.1 * (variant == "nano"))
+        (tokenizer, budget, variant, value + 0.25 * (tokenizer == "dart") - 0.1 * (variant == "nano"))
         for tokenizer in ("uniform", "dart")
-        for budget, top1 in budgets.items()
+        for budget, value in budgets.items()
         for variant in ("nano", "micro")
     ]
 
 
-def manifest() -> dict[str, Any]:
+def manifest(lab: Lab) -> dict[str, Any]:
     split = {"num_samples": NUM_TEST, "shards": []}
     return {
         "dataset": "cluttered-digits",
         "source": "scikit-learn, UCI digits",
         "licence": "CC BY 4.0",
-        "class_names": [str(digit) for digit in range(10)],
+        **lab.answers.manifest,
         "in_chans": 1,
         "image_size": [96, 96],
         "splits": {"train": split, "val": split, "test": split},
     }
 
 
-def science(name: str, seed: int) -> dict[str, Any]:
+def science(lab: Lab, name: str, seed: int) -> dict[str, Any]:
     tokenizer, budget, *rest = name.split("-")
     variant = rest[0] if rest and rest[0] in ("nano", "micro") else "micro"
+    model = {"backbone": "vit", "variant": variant, "img_size": 96, "patch_size": 8, "in_chans": 1}
     return {
-        "model": {"backbone": "vit", "variant": variant, "img_size": 96, "patch_size": 8, "in_chans": 1},
+        "model": model | lab.answers.model,
         "tokenizer": {"name": tokenizer, "token_budget": int(budget), "num_rows": None, "scorer": "conv"},
         "train": {"epochs": 3, "global_batch_size": 50, "lr": 0.002},
         "seed": seed,
@@ -115,11 +127,11 @@ def science(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def write_run(lab: Lab, stage: str, name: str, seed: int, top1: float, manifest_sha256: str) -> dict[str, Any]:
+def write_run(lab: Lab, stage: str, name: str, seed: int, value: float, manifest_sha256: str) -> dict[str, Any]:
     """The record of one run; its journal is written beside."""
-    facts = science(name, seed)
+    facts = science(lab, name, seed)
     fingerprint = hashlib.sha256(json.dumps([stage, facts]).encode()).hexdigest()[:16]
-    write_journal(lab.results / stage / fingerprint, top1, seed, 1e-6 if "2workers" in name else 0.0)
+    write_journal(lab, lab.results / stage / fingerprint, value, seed, 1e-6 if "2workers" in name else 0.0)
     model = facts["model"]
     return {
         "suite": lab.suite,
@@ -127,11 +139,11 @@ def write_run(lab: Lab, stage: str, name: str, seed: int, top1: float, manifest_
         "name": name,
         "seed": seed,
         "fingerprint": fingerprint,
-        "model_name": model_name(facts["tokenizer"]["name"], "vit", model["variant"]),
+        "model_name": model_name(facts["tokenizer"]["name"], "vit", model["variant"]) + lab.answers.suffix,
         "science": facts,
         "dataset": {"name": "cluttered-digits", "manifest_sha256": manifest_sha256},
         "status": "done",
-        "metrics": {"val_top1": top1 + 0.01, "val_top5": 0.9, "val_loss": 1.2, "train_loss": 1.1},
+        "metrics": lab.answers.metrics(value),
         "num_steps": 600,
         "num_samples": 30000,
         "world_size": 2 if "2workers" in name else 1,
@@ -140,70 +152,28 @@ def write_run(lab: Lab, stage: str, name: str, seed: int, top1: float, manifest_
     }
 
 
-def write_journal(folder: Path, top1: float, seed: int, shift: float) -> None:
-    """A loss that falls and an accuracy that rises to `top1` + 0.01 in three epochs of 200 steps."""
+def write_journal(lab: Lab, folder: Path, value: float, seed: int, shift: float) -> None:
+    """A loss that falls and a measure that rises to `value` + 0.01 in three epochs of 200 steps."""
     lines = []
     for step in range(50, 601, 50):
         values = {"train_loss": 2.3 - 1.2 * step / 600 + 0.01 * seed + shift * (step == 300), "lr": 0.002}
         if step % 200 == 0:
-            values["val_top1"] = 0.1 + (top1 + 0.01 - 0.1) * (step / 600) ** 2
+            values[lab.answers.val] = 0.1 + (value + 0.01 - 0.1) * (step / 600) ** 2
         lines.append({"kind": "metrics", "time": 1.7e9 + step, "step": step, "values": values})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_evaluation(lab: Lab, runs: list[dict[str, Any]]) -> None:
-    results = []
+    folder, results = lab.results / "evaluate", []
+    for name in ("predictions", "gallery"):
+        (folder / name).mkdir(parents=True)
     for run in runs:
-        top1 = run["metrics"]["val_top1"] - 0.01
-        results.append(
-            {
-                "fingerprint": run["fingerprint"],
-                "top1": top1,
-                "top5": min(1, top1 + 0.3),
-                "num_samples": NUM_TEST,
-            }
-        )
-        write_predictions(lab.results / "evaluate/predictions" / f"{run['fingerprint']}.csv", round(top1 * NUM_TEST))
-        write_gallery(lab.results / "evaluate/gallery" / f"{run['fingerprint']}.npz", run["science"]["tokenizer"])
-    write_json(lab.results / "evaluate/metrics.json", {"suite": lab.suite, "split": "test", "runs": results})
-
-
-def write_predictions(path: Path, num_right: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [f"{i:06d},{i % 10},{i % 10 if i < num_right else (i + 1) % 10}" for i in range(NUM_TEST)]
-    path.write_text("\n".join(["key,label,prediction", *rows]) + "\n")
-
-
-def write_gallery(path: Path, tokenizer: dict[str, Any]) -> None:
-    """Two pictures: a bright bar on black, with the regions crowding around it for DART."""
-    side, rows = 96, round(tokenizer["token_budget"] ** 0.5)
-    edges = np.linspace(0, side, rows + 1)
-    if tokenizer["name"] == "dart":
-        edges = side * (np.linspace(-1, 1, rows + 1) ** 3 + 1) / 2
-    corners = [(edges[c], edges[r], edges[c + 1], edges[r + 1]) for r in range(rows) for c in range(rows)]
-    images = np.full((2, 1, side, side), -1, dtype=np.float32)
-    images[:, :, 30:66, 42:54] = 1
-    regions = np.broadcast_to(np.array(corners, dtype=np.float32), (2, rows * rows, 4))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path,
-        images=images,
-        labels=np.array([1, 7]),
-        predictions=np.array([1, 1]),
-        confidences=np.array([0.72, 0.5], dtype=np.float32),
-        density=np.pad(np.ones((2, 4, 4), dtype=np.float32), [(0, 0), (4, 4), (4, 4)], constant_values=0.1),
-        regions=regions,
-        patches=np.stack([read_patches(image, boxes) for image, boxes in zip(images, regions, strict=True)]),
-    )
-
-
-def read_patches(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(N, C, 8, 8): the nearest pixel of each cell's centre."""
-    steps = (np.arange(8) + 0.5) / 8
-    x = (boxes[:, :1] + (boxes[:, 2:3] - boxes[:, :1]) * steps).astype(int)
-    y = (boxes[:, 1:2] + (boxes[:, 3:] - boxes[:, 1:2]) * steps).astype(int)
-    return np.stack([image[:, rows][:, :, columns] for rows, columns in zip(y, x, strict=True)])
+        value, fingerprint = run["metrics"][lab.answers.val] - 0.01, run["fingerprint"]
+        results.append({"fingerprint": fingerprint, **lab.answers.test(value)})
+        lab.answers.write_predictions(folder / f"predictions/{fingerprint}.csv", value)
+        lab.answers.write_gallery(folder / f"gallery/{fingerprint}.npz", run["science"]["tokenizer"])
+    write_json(folder / "metrics.json", {"suite": lab.suite, "split": "test", "runs": results})
 
 
 def benchmark(runs: list[dict[str, Any]]) -> dict[str, Any]:

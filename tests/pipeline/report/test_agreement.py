@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.agreement import EARLY_LOSS_TOLERANCE, FINAL_TOP1_TOLERANCE, agreements, sentence
+from pipeline.report.agreement import EARLY_LOSS_TOLERANCE, FINAL_TOLERANCE, agreements, sentence
 from pipeline.report.records import Run
 
 
@@ -32,7 +32,7 @@ def test_twins_are_compared_step_by_step_and_sample_by_sample(lab: Any) -> None:
     assert (pair.run.name, pair.twin.name) == ("dart-16-2workers", "dart-16")
     assert list(pair.loss_diffs) == list(range(50, 601, 50))
     assert pair.loss_diffs[300] == pytest.approx(1e-6, rel=1e-3)
-    assert (pair.top1_diff, pair.num_predictions, pair.num_changed) == (0, 200, 0)
+    assert (pair.final_diff, pair.num_predictions, pair.num_changed) == (0, 200, 0)
     assert pair.agrees
     assert sentence(pair).startswith("agree: dart-16-2workers and dart-16, seed 0, 2 and 1 workers:")
 
@@ -54,7 +54,7 @@ def test_rounding_that_has_grown_by_the_end_is_none(lab: Any) -> None:
 
 @pytest.mark.parametrize(("factor", "agrees"), [(0.9, True), (-0.9, True), (1.1, False), (-1.1, False)])
 def test_the_end_is_judged_by_top1(lab: Any, factor: float, agrees: bool) -> None:
-    shift_top1(lab, agreements(lab.load())[0].run.fingerprint, factor * FINAL_TOP1_TOLERANCE)
+    shift_top1(lab, agreements(lab.load())[0].run.fingerprint, factor * FINAL_TOLERANCE)
     assert agreements(lab.load())[0].agrees == agrees
 
 

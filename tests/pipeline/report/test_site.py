@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.figures import gallery_pair, learning_curves, write_figures
+from pipeline.report.figures import learning_curves, write_figures
+from pipeline.report.pictures import gallery_pair
 from pipeline.report.site import write_report
 
 FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "summary.md", "figures"}

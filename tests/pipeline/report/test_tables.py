@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.measures import CLASSIFICATION
 from pipeline.report import formats
 from pipeline.report.records import load_records
-from pipeline.report.tables import COLUMNS, COMPLETE, comparison, rows, sweep, tidy
+from pipeline.report.tables import COMPLETE, columns, comparison, rows, sweep, tidy
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "table.md"
 
@@ -121,7 +122,7 @@ def test_a_run_that_was_not_evaluated_is_named(lab: Any) -> None:
     row = row_of(lab.load(), "dart-16")
     assert (row.num_seeds, math.isnan(row.top1_mean), row.status) == (0, True, "seed 0: not evaluated")
     assert "seed 0: not evaluated" in formats.to_markdown(lab.load())
-    assert formats.to_metrics(comparison(lab.load())) == {}
+    assert formats.to_metrics(lab.load()) == {}
 
 
 def test_without_a_benchmark_cost_is_said_to_be_not_measured(lab: Any) -> None:
@@ -169,7 +170,7 @@ def test_records_that_do_not_belong_together_are_refused(lab: Any, change: Any, 
     lab.edit("train/runs.json", change)
     if message is None:
         assert comparison(lab.load()).empty  # the sweep alone is a result too
-        assert list(comparison(lab.load())) == COLUMNS
+        assert list(comparison(lab.load())) == columns(CLASSIFICATION)
     else:
         with pytest.raises(UserError, match=message):
             lab.load()
@@ -209,5 +210,5 @@ def test_gflops_have_three_digits_and_no_exponent(value: float | None, text: str
 
 
 def test_metrics_are_short_and_json(lab: Any) -> None:
-    metrics = formats.to_metrics(comparison(lab.load()))
+    metrics = formats.to_metrics(lab.load())
     assert json.loads(json.dumps(metrics))["dart-36"] == {"top1_mean": 0.756667, "top1_std": 0.07077, "gflops": 0.00516}

@@ -1,6 +1,7 @@
 """The body of `train` and `sweep`: one copy at a time, on the right data, and results whole or not at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from pipeline.config import ExperimentConfig, Params, Suite
 from pipeline.data.index import load_manifest
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
+from pipeline.mask_rules import MasksConfig
 from pipeline.sweep.checks import check_trials
 from pipeline.sweep.execute import RESULT_FILES, Paths, dry_run, only_copy, plan_runs, publish
 from pipeline.sweep.plan import plan_experiments, plan_sweep
@@ -115,3 +117,18 @@ def test_shards_of_another_size_are_refused(tiny_suite: Suite, paths: Paths) -> 
         plan_runs("train", tiny_suite, [wrong, wrong], manifest, paths)
     assert "model.in_chans = 3: the images have 1 channels; use 1" in str(error.value)
     assert "model.img_size = 64: the images have 32 x 32 pixels" in str(error.value)
+
+
+def test_images_of_different_sizes_need_a_recipe_that_cuts_them(tiny_suite: Suite, paths: Paths) -> None:
+    manifest = replace(load_manifest(paths.shards), image_size=None)
+    trial = plan_experiments(tiny_suite)[0]
+    with pytest.raises(UserError, match=r"train\.augment = 'none': the images differ in size; write it as a mapping"):
+        plan_runs("train", tiny_suite, [trial], manifest, paths)
+    by_pixel = replace(manifest, task="segmentation")
+    with pytest.raises(UserError, match=r"train\.masks = None: the images differ in size; write it as a mapping"):
+        plan_runs("train", tiny_suite, [trial], by_pixel, paths)
+    masks = MasksConfig(
+        short_side=32, ratio=[1.0, 1.0], cat_max_frac=1.0, hflip=0.0, photometric=False, mean=[0.5] * 3, std=[0.5] * 3
+    )
+    cut = trial.model_copy(update={"train": trial.train.model_copy(update={"masks": masks})})
+    assert len(plan_runs("train", tiny_suite, [cut], by_pixel, paths)) == 1

@@ -164,3 +164,15 @@ def test_progress_tells_the_time_left_of_the_whole_stage(tiny_suite: Suite, tmp_
         progress.epoch(key, {"epoch": epoch, "val_top1": 0.741, "train_s": 62.4})
     assert lines[0] == "[3/5] uniform-4 seed 0  epoch 1/2  val top-1 0.500  10 s   about 30 s left"
     assert lines[-1] == "[5/5] uniform-4 seed 1  epoch 2/2  val top-1 0.741  62 s"
+
+
+def test_progress_tells_the_measure_of_the_task(tiny_suite: Suite, tmp_path: Path) -> None:
+    runs = {run.fingerprint: run for run in make_runs(tiny_suite, tmp_path)[:1]}
+    lines: list[str] = []
+    progress = Progress(runs, dict.fromkeys(runs, 1.0), echo=lines.append)
+    for metrics in ({"val_miou": 0.4321, "val_pixel_accuracy": 0.9}, {"val_loss": 1.0}):
+        progress.epoch(next(iter(runs)), {"epoch": 1, "train_s": 10.0, **metrics})
+    assert lines == [
+        "[0/1] uniform-4 seed 0  epoch 1/2  val mIoU 0.432  10 s",
+        "[0/1] uniform-4 seed 0  epoch 1/2  10 s",
+    ]

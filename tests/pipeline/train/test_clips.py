@@ -8,6 +8,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.benchmark import benchmark
+from pipeline.classification import merge, predict, write_gallery
 from pipeline.config import Suite, Trial, load_suite, load_yaml
 from pipeline.data.clips import Views, clip_sampling
 from pipeline.data.fetch import fetch_dataset
@@ -15,9 +16,10 @@ from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_loader
 from pipeline.data.shards import write_shards
 from pipeline.errors import UserError
-from pipeline.evaluate import Part, load_model, merge, predict, write_gallery
+from pipeline.part import Part
 from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, fit
+from pipeline.weights import load_model
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_TEST = 11

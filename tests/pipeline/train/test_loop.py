@@ -13,10 +13,11 @@ from pipeline.config import Suite, Trial
 from pipeline.data.order import GlobalBatches, epoch_draws, epoch_order
 from pipeline.errors import UserError
 from pipeline.journal import curves, read_journal
-from pipeline.recipe import AugmentConfig
 from pipeline.sweep.plan import plan_experiments
-from pipeline.train.loop import WEIGHTS, FitResult, fit, step_seed
+from pipeline.train.loop import WEIGHTS, FitResult, fit
 from pipeline.train.mixing import Mixing
+from pipeline.train.objective import step_seed
+from tests.pipeline.train.recipes import FULL
 
 STEPS = 40  # 2 epochs of 400 samples in batches of 20
 
@@ -125,17 +126,10 @@ def test_steps_and_ranks_have_seeds_of_their_own() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-FULL = {
-    "scale": [0.5, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
-    "color_jitter": 0.0, "reprob": 0.25, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
-    "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def rich(trial: Trial) -> Trial:
     """The whole recipe: averaged weights, mixing, augmentation, stochastic depth, a smallest rate, no clipping."""
-    changes = {"model_ema_decay": 0.9, "augment": AugmentConfig(**FULL), "drop_path": 0.1, "min_lr": 1e-4,
+    changes = {"model_ema_decay": 0.9, "augment": FULL, "drop_path": 0.1, "min_lr": 1e-4,
                "clip_grad": None, "epochs": 1}  # fmt: skip
     return trial.model_copy(update={"train": trial.train.model_copy(update=changes)})
 
@@ -186,7 +180,7 @@ def test_mixing_does_not_depend_on_the_number_of_ranks() -> None:
     images, labels = torch.rand(24, 1, 8, 8), torch.randint(0, 10, (24,))
     whole = GlobalBatches(24, 24, seed=0, epoch=0, paired=True)
     for seed in range(6):  # of both kinds
-        mix = Mixing(AugmentConfig(**FULL), 0.1, 10)
+        mix = Mixing(FULL, 0.1, 10)
         order = next(iter(whole))
         expected, targets = mix(images[order], labels[order], seed)
         for world_size in (2, 3, 4):
@@ -200,7 +194,7 @@ def test_mixing_does_not_depend_on_the_number_of_ranks() -> None:
 
 def test_targets_of_mixed_clips_sum_to_one_and_frames_are_mixed_alike() -> None:
     clips = torch.rand(4, 1, 1, 8, 8).expand(4, 3, 5, 8, 8).contiguous()  # all planes of a clip are equal
-    mixed, targets = Mixing(AugmentConfig(**FULL), 0.1, 7)(clips.clone(), torch.arange(4), seed=1)
+    mixed, targets = Mixing(FULL, 0.1, 7)(clips.clone(), torch.arange(4), seed=1)
     assert mixed.shape == clips.shape
     assert not torch.equal(mixed, clips)
     assert torch.equal(mixed, mixed[:, :1, :1].expand_as(mixed))

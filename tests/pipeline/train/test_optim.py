@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline.config import Suite
 from pipeline.model import build_model
 from pipeline.sweep.plan import plan_experiments
-from pipeline.train.optim import SCORER_PREFIX, build_optimizer, lr_factor, param_groups, set_lr
+from pipeline.train.optim import SCORER_PART, build_optimizer, lr_factor, param_groups, set_lr
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_biases_norms_and_the_scorer_do_not_decay(groups: dict) -> None:
 
 def test_the_scorer_learns_at_its_own_rate(groups: dict) -> None:
     assert groups["scorer"]["names"]
-    assert all(name.startswith(SCORER_PREFIX) for name in groups["scorer"]["names"])
+    assert all(SCORER_PART in name for name in groups["scorer"]["names"])
     optimizer = build_optimizer(groups["model"], groups["train"])
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5, 0.5 * groups["train"].scorer_lr_scale]

@@ -11,16 +11,12 @@ from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Suite, Trial
-from pipeline.recipe import AugmentConfig
 from pipeline.sweep.plan import plan_experiments
-from pipeline.train.loop import WEIGHTS, fit, share_buffers
+from pipeline.train.loop import WEIGHTS, fit
+from pipeline.train.ranks import share_buffers
+from tests.pipeline.train.recipes import FULL
 
 WORLD_SIZE = 2
-FULL = {
-    "scale": [0.5, 1.0], "hflip": 0.5, "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1",
-    "color_jitter": 0.0, "reprob": 0.25, "aug_repeats": 3, "mixup": 0.8, "cutmix": 1.0, "crop_pct": 0.875,
-    "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-}  # fmt: skip
 
 
 class Dies(nn.Module):
@@ -82,7 +78,7 @@ def test_ranks_validate_with_the_statistics_of_the_model_that_is_kept(tmp_path: 
 def test_two_ranks_resume_bit_for_bit_and_agree_with_one(tiny_suite: Suite, tiny_shards: Path, tmp_path: Path) -> None:
     """In float64 and with a small rate, where rounding is not multiplied."""
     trial = next(trial for trial in plan_experiments(tiny_suite) if trial.name == "dart-4")
-    recipe = {"model_ema_decay": 0.9, "augment": AugmentConfig(**FULL), "epochs": 1, "precision": "fp64", "lr": 1e-4}
+    recipe = {"model_ema_decay": 0.9, "augment": FULL, "epochs": 1, "precision": "fp64", "lr": 1e-4}
     trial = trial.model_copy(update={"train": trial.train.model_copy(update=recipe)})
     train(trial, tiny_shards, tmp_path / "two")
     for steps in (9, 10**6):

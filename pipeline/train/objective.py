@@ -1,0 +1,145 @@
+"""What a model is trained for, and how it is judged while it trains: classes of samples, or of their pixels."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.data.loader import eval_loader
+from pipeline.data.masks import IGNORE
+from pipeline.segmentation.tally import Tally, confusion, measure
+from pipeline.segmentation.windows import Windows, look
+from pipeline.train.mixing import Mixing
+from pipeline.train.ranks import sum_over_ranks
+from pipeline.train.setup import Setup
+
+VAL_BATCH_SIZE = 64  # whatever the number of ranks: in paper mode a prediction depends on its batch
+MIXING = -1  # the "rank" of what all ranks draw alike
+
+
+class Objective(Protocol):
+    """A task, for the training loop."""
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """The mean loss of a rank's batch, to be minimised."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """val_loss (without label smoothing) and val_* over the whole val split, equal on every rank."""
+
+
+class Classification:
+    """One class of every sample.
+
+    Args:
+        setup: Of this process.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        train = setup.trial.train
+        self.setup = setup
+        self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Cross entropy with labels (B,), or with the targets (B, K) that mixing makes of them, smoothed already."""
+        train = self.setup.trial.train
+        if self.mixing:
+            images, labels = self.mixing(images, labels, step_seed(self.setup.trial.seed, step, MIXING))
+        with autocast(train.precision):
+            logits = net(images)
+            if self.mixing:
+                return SoftTargetCrossEntropy()(logits, labels)
+            return F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """With val_top1 and val_top5."""
+        model.eval()
+        setup = self.setup
+        totals = torch.zeros(4, dtype=torch.float64, device=setup.device)
+        for images, labels, _ in val_batches(setup):
+            labels = labels.to(setup.device)
+            with autocast(setup.trial.train.precision):
+                logits = model(images.to(setup.device, setup.dtype)).float()
+            hits = logits.topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5), best first
+            loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
+            totals += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(labels))])
+        loss, top1, top5, count = sum_over_ranks(totals, setup.world_size).tolist()
+        return {"val_loss": loss / count, "val_top1": top1 / count, "val_top5": top5 / count}
+
+
+class Segmentation:
+    """One class of every pixel.
+
+    Args:
+        setup: Of this process.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        # Pictures as they are stored are looked at in one piece.
+        side = setup.trial.model.img_size
+        self.windows = None if setup.trial.train.masks is None else Windows(side, side)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Cross entropy with the classes (B, H, W) of the pixels that count, where the model is trained."""
+        train = self.setup.trial.train
+        with autocast(train.precision):
+            logits, labels = net(images, labels)
+        # The sum over the pixels, so that a crop without any gives 0 and not NaN.
+        total = F.cross_entropy(
+            logits.to(self.setup.dtype), labels, ignore_index=IGNORE, label_smoothing=train.label_smoothing,
+            reduction="sum",
+        )  # fmt: skip
+        return total / (labels != IGNORE).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """With val_miou and val_pixel_accuracy, in the pixels of the stored images."""
+        model.eval()
+        setup, num_classes = self.setup, self.setup.num_classes
+        loss = torch.zeros((), dtype=torch.float64)
+        counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        for images, truths, _ in val_batches(setup):
+            images = [image.to(setup.device, setup.dtype) for image in images]
+            sizes = [(truth.shape[0], truth.shape[1]) for truth in truths]
+            with autocast(setup.trial.train.precision):
+                for logits, truth in zip(look(model, images, sizes, self.windows), truths, strict=True):
+                    logits, labels = logits.cpu()[None], truth[None].long()
+                    loss += F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").double()
+                    counts += confusion(truth, logits[0].argmax(0), num_classes)
+        totals = torch.cat([loss[None], counts.flatten().double()]).to(setup.device)  # exact: whole numbers below 2^53
+        loss, *summed = sum_over_ranks(totals, setup.world_size).cpu()
+        counts = torch.stack(summed).long().view_as(counts)
+        scores = measure(Tally.zero(num_classes)._replace(confusion=counts))
+        known = {f"val_{name}": scores[name] or 0.0 for name in ("miou", "pixel_accuracy")}
+        return {"val_loss": float(loss / counts.sum().clamp(min=1)), **known}
+
+
+def build_objective(setup: Setup) -> Objective:
+    """The task of a trial: what its model has for a head."""
+    return Classification(setup) if setup.trial.model.head is None else Segmentation(setup)
+
+
+def val_batches(setup: Setup) -> Iterator[Any]:
+    """This rank's batches of the val split."""
+    return iter(
+        eval_loader(
+            setup.data_dir, "val", VAL_BATCH_SIZE, setup.rank, setup.world_size, setup.loader_workers, **setup.views
+        )
+    )
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of torch's generator for one step on one rank: unrelated for related arguments, 63 bits."""
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def autocast(precision: str) -> AbstractContextManager:
+    """bfloat16 where it is asked for, and `fit` has made sure of the GPU."""
+    return torch.autocast("cuda", torch.bfloat16) if precision == "bf16" else nullcontext()

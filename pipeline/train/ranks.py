@@ -1,0 +1,18 @@
+"""What the processes of one training tell each other beside gradients."""
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def share_buffers(model: nn.Module, world_size: int) -> None:
+    """Give every rank the buffers of rank 0, whose model is kept: statistics of batch norms follow each rank's data."""
+    if world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def sum_over_ranks(values: Tensor, world_size: int) -> Tensor:
+    """The sum of the tensor over the ranks, in place."""
+    if world_size > 1:
+        dist.all_reduce(values)
+    return values
