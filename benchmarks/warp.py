@@ -14,7 +14,7 @@ from dart.warp import GridWarp, unwarp, warp_grid, warp_images
 SIZE = (512, 512)
 GRID, CELL_PX = (32, 32), 16  # the warped image is as large as the image
 CLASSES, STRIDE = 150, 4  # of the logits that come back, as UPerNet makes them
-# The issue asks for at most a tenth of the backbone's time; `warp + inverse` has what any segmenter needs in it, the
+# The target: at most a tenth of the backbone's time; `warp + inverse` has what any segmenter needs in it, the
 # interpolation of logits to pixels.
 PROMISED = 10.0
 

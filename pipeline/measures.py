@@ -84,8 +84,8 @@ SEGMENTATION = Task(
     counted_short="mIoU: intersection over union over all pixels of the {num_test} test images of {dataset}, mean over "
     "the classes",
     details=(
-        "mIoU, small objects: the same over the surroundings of the small objects, which have fewer than a given "
-        "share of their image's pixels; mean over the classes that have any.",
+        "mIoU, small objects: the same over the surroundings of small objects, which are connected parts of a class "
+        "with fewer than a given share of their image's pixels; mean over the classes that have any.",
         "Boundary IoU: the same over the pixels near the classes' contours (arXiv 2103.16562). Pixel accuracy: share "
         "of the pixels that are right.",
     ),

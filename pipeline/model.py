@@ -46,7 +46,7 @@ def build_architecture(model_name: str, architecture: Mapping[str, Any], num_cla
     kwargs = {**model_kwargs(architecture, num_classes), **options}
     try:
         return dart.models.build(model_name, **{key: value for key, value in kwargs.items() if value is not None})
-    except ValueError as error:
+    except (ImportError, ValueError) as error:  # of a library that only some models need
         raise UserError(f"{model_name}: {error}") from error
 
 

@@ -45,7 +45,8 @@ def main() -> None:
         )  # fmt: skip
     with building_dir(results / "evaluate") as folder:
         write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks)
-        for entry in {e["name"]: e for _, e in reversed(train)}.values():  # the first seed of each experiment
+        first_seeds = {e["name"]: e for _, e in reversed(train)}.values()
+        for entry in first_seeds if suite.evaluate.gallery_samples else ():
             key = entry["fingerprint"]
             picture = folder / "gallery" / f"{key}.npz"
             task_of(shards).write_gallery(

@@ -22,7 +22,7 @@ class Warping(NamedTuple):
     """Where the rows and columns of images lie, and why.
 
     scores: (B, G_h, G_w) raw, or None for the uniform grid.
-    density: (B, G_h, G_w), sum 1 per image; all ones for the uniform grid.
+    density: (B, G_h, G_w), sum 1 per image; for the uniform grid (B, 1, 1), ones.
     regions: (B or 1, R K, 4) as x0, y0, x1, y1 pixels, in reading order.
     grid: The warp itself, for the warper that made it.
     """
@@ -142,8 +142,8 @@ class PaperWarper(paper.DenseReshaper):
     def bring_back(self, logits: Tensor, warping: Warping) -> Tensor:
         """As of `Warper`: interpolated to the warped image's pixels first."""
         with whole_precision(logits.device):
-            logits = self.enlarge(logits).to(warping.grid.heights.dtype)
-            return paper.unwarp(logits, warping.grid).to(logits.dtype)
+            large = self.enlarge(logits).to(warping.grid.heights.dtype)
+            return paper.unwarp(large, warping.grid).to(logits.dtype)
 
     def compare(self, logits: Tensor, labels: Tensor, warping: Warping) -> tuple[Tensor, Tensor]:
         """What a loss compares: of the warped image's pixels."""

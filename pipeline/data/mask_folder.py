@@ -215,7 +215,14 @@ def _files(root: Path, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]
     """Name without suffix -> file relative to the folder, sorted; hidden files are passed over."""
     paths = sorted((root / folder).iterdir()) if (root / folder).is_dir() else []
     shown = [path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-    return {path.stem: f"{folder}/{path.name}" for path in shown}
+    found: dict[str, str] = {}
+    for path in shown:
+        if path.stem in found:
+            raise UserError(
+                problem("dataset.path", str(path), f"the same name as {found[path.stem]}", "keep one of them")
+            )
+        found[path.stem] = f"{folder}/{path.name}"
+    return found
 
 
 def _listing(raw_dir: Path) -> dict:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_dataset, eval_loader
-from pipeline.data.masks import recorded_masks
+from pipeline.data.masks import IGNORE, recorded_masks, resize
 from pipeline.files import write_text_atomic
 from pipeline.gallery import save_segmentation_gallery
 from pipeline.mask_rules import TestMasksConfig
@@ -111,7 +112,7 @@ def write_gallery(path: Path, entry: Entry, weights: Path, shards: Path, found: 
     model: Any = load_model(entry, weights, manifest.num_classes)
     side = entry["science"]["model"]["img_size"]
     chosen = [dataset[i][:2] for i in range(min(num_chosen, len(dataset)))]
-    images = torch.stack([_middle(image, side) for image, _ in chosen])
+    images = torch.stack([_middle(image, side, 0) for image, _ in chosen])
     truths = torch.stack([_middle_classes(truth, image, side) for image, truth in chosen])
     seen = model.inspect(images)
     save_segmentation_gallery(
@@ -126,16 +127,16 @@ def write_gallery(path: Path, entry: Entry, weights: Path, shards: Path, found: 
     )
 
 
-def _middle(image: Tensor, side: int) -> Tensor:
-    """The square in the middle of (..., h, w), filled up with zeros where it is smaller."""
-    from torchvision.transforms.v2.functional import center_crop
-
-    return center_crop(image, [side, side])
+def _middle(values: Tensor, side: int, fill: int) -> Tensor:
+    """The square in the middle of (C, h, w), filled up where that is smaller."""
+    missing = [max(0, side - extent) for extent in values.shape[-2:]]
+    (above, left), (below, right) = [m // 2 for m in missing], [m - m // 2 for m in missing]
+    padded = F.pad(values, (left, right, above, below), value=fill)
+    top, start = ((extent - side) // 2 for extent in padded.shape[-2:])
+    return padded[:, top : top + side, start : start + side]
 
 
 def _middle_classes(truth: Tensor, image: Tensor, side: int) -> Tensor:
     """The same square of the classes (H, W) of the stored image, resized as the image was."""
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resize
-
-    return _middle(resize(truth[None], list(image.shape[-2:]), InterpolationMode.NEAREST), side)[0]
+    resized = resize(truth[None], min(image.shape[-2:]), nearest=True)
+    return _middle(resized, side, IGNORE)[0]

@@ -44,7 +44,7 @@ def count(truth: torch.Tensor, predicted: torch.Tensor, class_names: tuple[str, 
         truth: (H, W) uint8, classes or IGNORE.
         predicted: (H, W) uint8, classes.
         class_names: K of them.
-        small_frac: An object is small if it has fewer than this share of the image's pixels.
+        small_frac: A connected part of a class is a small object if it has fewer than this share of the image's pixels.
     """
     num_classes, valid = len(class_names), truth != IGNORE
     predicted = predicted.where(valid, IGNORE)  # whatever is said there, it has no contour
@@ -80,15 +80,20 @@ def measure(tally: Tally) -> dict[str, float | None]:
 
 
 def contour_band(classes: torch.Tensor) -> torch.Tensor:
-    """Pixels (H, W) of which another class, or the image's end, is at most the band's width away, in any direction."""
+    """Pixels (H, W) of which another class, or the image's end, is at most the band's width away, in any direction.
+
+    Pixels that do not count are no other class: nobody knows whether there is a contour.
+    """
     width = max(1, round(BAND_FRAC * (classes.shape[0] ** 2 + classes.shape[1] ** 2) ** 0.5))
-    values = classes.float()[None]
-    highest, lowest = (_pool(F.pad(sign * values, (width,) * 4, value=1e3), width) for sign in (1, -1))
+    values, ignored = classes.float()[None], (classes == IGNORE)[None]
+    highest, lowest = (
+        _pool(F.pad((sign * values).masked_fill(ignored, -1e3), (width,) * 4, value=1e3), width) for sign in (1, -1)
+    )
     return (highest != classes) | (-lowest != classes)
 
 
 def small_boxes(truth: np.ndarray, label: int, small_frac: float) -> list[tuple[slice, slice]]:
-    """The boxes of a class's small objects, each with a margin around it."""
+    """The boxes of small connected parts of a class, each with a margin around it."""
     parts, _ = ndimage.label(truth == label, CORNERS_TOUCH)
     areas = np.bincount(parts.ravel())[1:]
     found = []

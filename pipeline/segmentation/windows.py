@@ -26,7 +26,7 @@ def look(
     """The logits of every pixel of the stored images, image by image.
 
     Args:
-        images: (C, h, w) each, as the model reads them; those of one size are looked at together.
+        images: (C, h, w) each, as the model reads them; looked at together if all have one size.
         sizes: H, W of each stored image, to which the logits are resized.
         windows: None for one look at the whole.
 

@@ -1,7 +1,7 @@
 """What a model is trained for, and how it is judged while it trains: classes of samples, or of their pixels."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from pipeline.train.ranks import sum_over_ranks
 from pipeline.train.setup import Setup
 
 VAL_BATCH_SIZE = 64  # whatever the number of ranks: in paper mode a prediction depends on its batch
+VAL_PICTURES = 8  # fewer, since they have logits at every pixel
 MIXING = -1  # the "rank" of what all ranks draw alike
 
 
@@ -61,7 +62,7 @@ class Classification:
         model.eval()
         setup = self.setup
         totals = torch.zeros(4, dtype=torch.float64, device=setup.device)
-        for images, labels, _ in val_batches(setup):
+        for images, labels, _ in val_batches(setup, VAL_BATCH_SIZE):
             labels = labels.to(setup.device)
             with autocast(setup.trial.train.precision):
                 logits = model(images.to(setup.device, setup.dtype)).float()
@@ -86,38 +87,43 @@ class Segmentation:
         self.windows = None if setup.trial.train.masks is None else Windows(side, side)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Cross entropy with the classes (B, H, W) of the pixels that count, where the model is trained."""
-        train = self.setup.trial.train
+        """Cross entropy with the classes (B, H, W) of the pixels that count, where the model is trained.
+
+        The mean is over the pixels of the global batch, as far as a rank can say: the mean over the ranks is that one.
+        """
+        setup, train = self.setup, self.setup.trial.train
         with autocast(train.precision):
             logits, labels = net(images, labels)
-        # The sum over the pixels, so that a crop without any gives 0 and not NaN.
         total = F.cross_entropy(
-            logits.to(self.setup.dtype), labels, ignore_index=IGNORE, label_smoothing=train.label_smoothing,
+            logits.to(setup.dtype), labels, ignore_index=IGNORE, label_smoothing=train.label_smoothing,
             reduction="sum",
         )  # fmt: skip
-        return total / (labels != IGNORE).sum().clamp(min=1)
+        pixels = sum_over_ranks((labels != IGNORE).sum().to(total.dtype), setup.world_size)
+        return total * setup.world_size / pixels.clamp(min=1)  # 0, not NaN, where none counts
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """With val_miou and val_pixel_accuracy, in the pixels of the stored images."""
         model.eval()
         setup, num_classes = self.setup, self.setup.num_classes
-        loss = torch.zeros((), dtype=torch.float64)
-        counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        for images, truths, _ in val_batches(setup):
+        loss = torch.zeros((), dtype=torch.float64, device=setup.device)
+        counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=setup.device)
+        for images, truths, _ in val_batches(setup, VAL_PICTURES):
             images = [image.to(setup.device, setup.dtype) for image in images]
             sizes = [(truth.shape[0], truth.shape[1]) for truth in truths]
             with autocast(setup.trial.train.precision):
                 for logits, truth in zip(look(model, images, sizes, self.windows), truths, strict=True):
-                    logits, labels = logits.cpu()[None], truth[None].long()
-                    loss += F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").double()
-                    counts += confusion(truth, logits[0].argmax(0), num_classes)
-        totals = torch.cat([loss[None], counts.flatten().double()]).to(setup.device)  # exact: whole numbers below 2^53
+                    labels = truth.to(setup.device)
+                    each = F.cross_entropy(logits[None], labels[None].long(), ignore_index=IGNORE, reduction="sum")
+                    loss += each.double()
+                    counts += confusion(labels, logits.argmax(0), num_classes)
+        totals = torch.cat([loss[None], counts.flatten().double()])  # exact: whole numbers below 2^53
         loss, *summed = sum_over_ranks(totals, setup.world_size).cpu()
-        counts = torch.stack(summed).long().view_as(counts)
+        counts = torch.stack(summed).long().view(num_classes, num_classes)
         scores = measure(Tally.zero(num_classes)._replace(confusion=counts))
-        known = {f"val_{name}": scores[name] or 0.0 for name in ("miou", "pixel_accuracy")}
-        return {"val_loss": float(loss / counts.sum().clamp(min=1)), **known}
+        known = {f"val_{name}": scores[name] for name in ("miou", "pixel_accuracy")}
+        known["val_loss"] = float(loss / counts.sum()) if counts.any() else None
+        return {name: value for name, value in known.items() if value is not None}
 
 
 def build_objective(setup: Setup) -> Objective:
@@ -125,12 +131,10 @@ def build_objective(setup: Setup) -> Objective:
     return Classification(setup) if setup.trial.model.head is None else Segmentation(setup)
 
 
-def val_batches(setup: Setup) -> Iterator[Any]:
+def val_batches(setup: Setup, batch_size: int) -> Iterable[Any]:
     """This rank's batches of the val split."""
-    return iter(
-        eval_loader(
-            setup.data_dir, "val", VAL_BATCH_SIZE, setup.rank, setup.world_size, setup.loader_workers, **setup.views
-        )
+    return eval_loader(
+        setup.data_dir, "val", batch_size, setup.rank, setup.world_size, setup.loader_workers, **setup.views
     )
 
 

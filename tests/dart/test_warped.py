@@ -135,11 +135,13 @@ def test_paper_modes_regions_are_its_grid():
 def test_autocast_does_not_move_the_grid(make):
     model, images = make(), pictures(2, 3 if make is build_paper else 1)
     found = model.warper(images)
+    drawn = model.warper.draw(images, found)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.warper.draw(images, found), model.warper.draw(images, found))
+        assert torch.equal(model.warper.draw(images, found), drawn)
         rounded = model.warper(images)  # the network's scores are in half precision, and nothing else
         logits = model(images)
     assert logits.shape == (2, CLASSES, *SIZE)
+    assert logits.dtype == torch.bfloat16
     model.warper.scorer.forward = lambda *_: rounded.scores.float()
     torch.testing.assert_close(model.warper(images).regions, rounded.regions, rtol=0, atol=1e-4)
 

@@ -48,11 +48,27 @@ def test_the_metrics_are_those_of_scikit_learn(seed: int) -> None:
 def test_bands_are_masks_without_their_erosions(size: tuple[int, int]) -> None:
     classes = picture(3, size)
     width = max(1, round(BAND_FRAC * float(np.hypot(*size))))
-    expected = np.zeros(size, bool)
-    for label in np.unique(classes):
+    expected, ignored = np.zeros(size, bool), classes.numpy() == IGNORE
+    for label in range(4):
         mask = classes.numpy() == label
-        expected |= mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=width)
-    assert contour_band(classes).numpy().tolist() == expected.tolist()
+        expected |= mask & ~ndimage.binary_erosion(mask | ignored, np.ones((3, 3)), iterations=width)
+    assert (contour_band(classes).numpy() & ~ignored).tolist() == expected.tolist()
+
+
+def test_pixels_that_do_not_count_make_no_contour() -> None:
+    """Where they are not known, their neighbours are no contour, and where they cover one, it is still one around."""
+    size, width = (40, 60), 1
+    plain = torch.zeros(size, dtype=torch.uint8)
+    hidden = plain.clone()
+    hidden[10:20, 10:20] = IGNORE
+    known = hidden != IGNORE
+    assert torch.equal(contour_band(hidden)[known], contour_band(plain)[known])
+    halves = plain.clone()
+    halves[:, 30:] = 1
+    halves[:, 29:31] = IGNORE
+    assert not contour_band(halves)[width:-width, 20:29].any()
+    perfect = count(hidden, plain, NAMES, SMALL)
+    assert perfect.band[0].sum() == contour_band(plain).sum()
 
 
 def test_boundary_iou_is_that_of_the_bands_by_class() -> None:

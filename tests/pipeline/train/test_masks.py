@@ -7,16 +7,27 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
+from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 from pipeline.config import Suite, Trial, load_suite, load_yaml
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.loader import eval_dataset
+from pipeline.data.masks import IGNORE
 from pipeline.data.shards import write_shards
 from pipeline.journal import curves, read_journal
 from pipeline.mask_rules import TestMasksConfig
 from pipeline.part import Part
-from pipeline.segmentation.evaluate import Segmentations, merge, predict, score, write_csv, write_gallery
+from pipeline.segmentation.evaluate import (
+    Segmentations,
+    _middle,
+    _middle_classes,
+    merge,
+    predict,
+    score,
+    write_csv,
+    write_gallery,
+)
 from pipeline.segmentation.tally import Tally, count, measure
 from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, fit
@@ -105,14 +116,29 @@ def test_a_resumed_training_on_pixels_is_the_uninterrupted_one(run, suite: Suite
 @pytest.mark.parametrize("masks", [WHOLE, SLIDE], ids=["whole", "slide"])
 def test_every_pixel_of_the_stored_images_counts_once_whatever_the_workers(run, shards: Path, masks) -> None:
     entry, weights = run
-    if entry["name"] == "crops" and masks is WHOLE:
-        masks = WHOLE.model_copy(update={"small_frac": 0.02})  # it reads other sizes too
     parts = {n: [predict(Part(entry, weights, shards, 2, r, n, masks=masks)) for r in range(n)] for n in (1, 3, 30)}
     found = {n: merge(some, NUM_TEST) for n, some in parts.items()}
     for other in (found[3], found[30]):
         assert all(torch.equal(a, b) for a, b in zip(found[1].tally, other.tally, strict=True))
         np.testing.assert_array_equal(found[1].mious, other.mious)
     assert found[1].tally.confusion.sum() == NUM_TEST * 40 * 40
+
+
+def test_what_was_validated_is_what_the_kept_model_says_of_the_val_split(run, suite: Suite, shards: Path) -> None:
+    entry, weights = run
+    if entry["name"] == "crops":
+        pytest.skip("its images are looked at in windows")
+    logged = curves(read_journal(weights.parent / "journal.jsonl"))
+    model, dataset = load_model(entry, weights, 2), eval_dataset(shards, "val", img_size=40)
+    images, truths = (torch.stack([dataset[i][part] for i in range(len(dataset))]) for part in (0, 1))
+    with torch.no_grad():
+        logits = model(images)
+    said = logits.argmax(1)
+    pairs = truths.flatten().numpy(), said.flatten().numpy()
+    assert list(logged["val_miou"].values()) == [pytest.approx(jaccard_score(*pairs, average="macro"))]
+    assert list(logged["val_pixel_accuracy"].values()) == [pytest.approx(float((said == truths).double().mean()))]
+    loss = torch.nn.functional.cross_entropy(logits, truths.long())
+    assert list(logged["val_loss"].values()) == [pytest.approx(float(loss), rel=1e-5)]
 
 
 def test_the_scores_are_those_of_the_models_classes(run, shards: Path) -> None:
@@ -155,3 +181,17 @@ def test_the_gallery_has_truth_prediction_and_regions(run, shards: Path, tmp_pat
         assert saved["truths"].shape == saved["predictions"].shape == (3, side, side)
         assert saved["regions"].shape == (3, 9, 4)
         assert set(np.unique(saved["truths"])) <= {0, 1, 255}
+
+
+def test_the_square_in_the_middle_is_the_same_of_image_and_truth() -> None:
+    ramp = torch.arange(8 * 12, dtype=torch.uint8).view(8, 12)
+    for side in (4, 10, 20):
+        image = _middle(ramp[None].float(), side, 0)[0]
+        truth = _middle_classes(ramp, ramp[None], side)
+        known = truth != IGNORE
+        assert truth.shape == (side, side)
+        assert torch.equal(truth[known].float(), image[known])
+        assert not image[~known].any()
+        assert known.sum() == min(side, 8) * min(side, 12)
+    shrunk = _middle_classes(ramp.repeat_interleave(3, 0).repeat_interleave(3, 1), ramp[None], 8)
+    assert torch.equal(shrunk, ramp[:, 2:10])

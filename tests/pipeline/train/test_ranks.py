@@ -2,20 +2,26 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import Suite, Trial
+from pipeline.config import Suite, Trial, load_suite, load_yaml
+from pipeline.data.fetch import fetch_dataset
+from pipeline.data.shards import write_shards
+from pipeline.journal import curves, read_journal
 from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, fit
 from pipeline.train.ranks import share_buffers
 from tests.pipeline.train.recipes import FULL
 
+ROOT = Path(__file__).resolve().parents[3]
 WORLD_SIZE = 2
 
 
@@ -26,20 +32,21 @@ class Dies(nn.Module):
         super().__init__()
         self.inner, self.left = DistributedDataParallel(model), steps
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor) -> Any:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        return self.inner(images)
+        return self.inner(*batch)
 
 
-def work(rank: int, meeting: Path, trial: str, shards: Path, run_dir: Path, steps: int) -> None:
+def work(rank: int, meeting: Path, trial: str, shards: Path, run_dir: Path, steps: int, num_classes: int) -> None:
     """One of two ranks; dies before step `steps` of this attempt."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD_SIZE)
     try:
         fit(
-            Trial.model_validate_json(trial), shards, run_dir, num_classes=10, rank=rank, world_size=WORLD_SIZE,
+            Trial.model_validate_json(trial), shards, run_dir,
+            num_classes=num_classes, rank=rank, world_size=WORLD_SIZE,
             wrap=lambda model: Dies(model, steps), log_every_steps=4, checkpoint_every_s=0,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -48,10 +55,10 @@ def work(rank: int, meeting: Path, trial: str, shards: Path, run_dir: Path, step
         dist.destroy_process_group()
 
 
-def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6) -> None:
+def train(trial: Trial, shards: Path, run_dir: Path, steps: int = 10**6, num_classes: int = 10) -> None:
     run_dir.mkdir(exist_ok=True)
     with TemporaryDirectory() as tmp:  # of its own: the file must be new
-        arguments = (Path(tmp) / "rendezvous", trial.model_dump_json(), shards, run_dir, steps)
+        arguments = (Path(tmp) / "rendezvous", trial.model_dump_json(), shards, run_dir, steps, num_classes)
         # Autograd's threads do not survive a fork.
         multiprocessing.start_processes(work, arguments, WORLD_SIZE, start_method="spawn")
 
@@ -89,3 +96,29 @@ def test_two_ranks_resume_bit_for_bit_and_agree_with_one(tiny_suite: Suite, tiny
     assert two.read_bytes() == died.read_bytes()
     ours, theirs = load_file(two), load_file(one)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in ours)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_pixels_as_one_also_where_few_of_them_count(tmp_path: Path) -> None:
+    """Squares larger than what is cut into them: how many of their pixels count differs from rank to rank."""
+    raw = load_yaml(ROOT / "suites/digits-segmentation.yaml")
+    raw["dataset"] |= {"img_size": 32, "train_samples": 24, "val_samples": 5, "test_samples": 2}
+    raw["model"] |= {"img_size": 32, "variant": "nano"}
+    raw["tokenizer"] |= {"token_budget": 9}
+    raw["train"] |= {"epochs": 1, "global_batch_size": 4, "precision": "fp64", "lr": 1e-4}
+    raw["train"]["masks"] = {"short_side": 32, "ratio": [0.3, 1.2], "cat_max_frac": 1.0, "hflip": 0.5,
+                             "photometric": False, "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    raw["experiments"], raw["seeds"], raw["sweep"] = {"dart": {}}, [0], None
+    YAML().dump(raw, tmp_path / "masks.yaml")
+    suite = load_suite("masks", tmp_path / "masks.yaml")
+    fetch_dataset(suite.dataset, tmp_path / "raw")
+    write_shards(suite.dataset, tmp_path / "raw", tmp_path / "shards", 20)
+    trial = plan_experiments(suite)[0]
+    train(trial, tmp_path / "shards", tmp_path / "two", num_classes=2)
+    (tmp_path / "one").mkdir()
+    fit(trial, tmp_path / "shards", tmp_path / "one", num_classes=2, log_every_steps=4)
+    ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("two", "one"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in ours)
+    ours, theirs = (curves(read_journal(tmp_path / name / "journal.jsonl")) for name in ("two", "one"))
+    for name in ("train_loss", "val_loss", "val_miou"):
+        assert list(ours[name].values()) == pytest.approx(list(theirs[name].values()), abs=1e-9)
