@@ -9,17 +9,15 @@ from ruamel.yaml import YAML
 
 from pipeline.benchmark import benchmark
 from pipeline.classification import merge, predict, write_gallery
-from pipeline.config import Suite, Trial, load_suite, load_yaml
+from pipeline.config import Suite, load_suite, load_yaml
 from pipeline.data.clips import Views, clip_sampling
-from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_loader
-from pipeline.data.shards import write_shards
 from pipeline.errors import UserError
 from pipeline.part import Part
-from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, fit
 from pipeline.weights import load_model
+from tests.pipeline.train.small_suites import DiesAtStep, Killed, make_shards, record_of, trial_of
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_TEST = 11
@@ -44,14 +42,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 @pytest.fixture(scope="module")
 def shards(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    fetch_dataset(suite.dataset, folder / "raw")
-    write_shards(suite.dataset, folder / "raw", folder / "shards", 20)
-    return folder / "shards"
-
-
-def trial_of(suite: Suite, name: str) -> Trial:
-    return next(trial for trial in plan_experiments(suite) if trial.name == name and trial.seed == 0)
+    return make_shards(suite, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module", params=["dart", "uniform"])
@@ -61,25 +52,7 @@ def run(request, suite: Suite, shards: Path, tmp_path_factory: pytest.TempPathFa
     trial, folder = trial_of(suite, request.param), tmp_path_factory.mktemp("run")
     result = fit(trial, shards, folder, num_classes=4, log_every_steps=1)
     assert np.isfinite(list(result.metrics.values())).all()
-    entry = {"name": trial.name, "seed": 0, "fingerprint": "f1", "model_name": trial.model_name}
-    return {**entry, "science": trial.science()}, folder / WEIGHTS
-
-
-class Killed(Exception):
-    pass
-
-
-class DiesAtStep(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module, steps: int) -> None:
-        super().__init__()
-        self.inner, self.left = model, steps
-
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        assert clips.shape == (8, 1, 4, 16, 16)
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
-        return self.inner(clips)
+    return record_of(trial), folder / WEIGHTS
 
 
 def test_a_resumed_training_on_clips_is_the_uninterrupted_one(run, suite: Suite, shards: Path, tmp_path: Path) -> None:

@@ -18,26 +18,9 @@ from pipeline.train.loop import WEIGHTS, FitResult, fit
 from pipeline.train.mixing import Mixing
 from pipeline.train.objective import step_seed
 from tests.pipeline.train.recipes import FULL
+from tests.pipeline.train.small_suites import DiesAtStep, Killed
 
 STEPS = 40  # 2 epochs of 400 samples in batches of 20
-
-
-class Killed(Exception):
-    pass
-
-
-class DiesAtStep(nn.Module):
-    """The model, until a certain step of this attempt."""
-
-    def __init__(self, model: nn.Module, steps: int) -> None:
-        super().__init__()
-        self.inner, self.left = model, steps
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
-        return self.inner(images)
 
 
 @pytest.fixture(scope="module")
