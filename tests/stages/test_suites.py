@@ -147,6 +147,7 @@ def write_stand_in(name: str, root: Path) -> Suite:
     raw["dataset"].pop("expect", None)
     raw["dataset"]["path"] = str(root / "copy")
     raw["shards"]["samples_per_shard"] = 5
+    raw["seeds"] = [0]
     raw["tokenizer"] |= {"pretrained_scorer": False, "score_input": 32}  # no download
     raw["train"] |= {"epochs": 1, "global_batch_size": 4, "precision": "fp32"}
     if "masks" in raw["train"]:
