@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-repro: $(VENV)/ready ## raw data to comparison tables (twenty to thirty minutes on two cores)
+repro: $(VENV)/ready ## raw data to comparison tables (about half an hour on two cores)
 	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --quiet --local core.no_scm true
 	@$(BIN)/python -m stages.preflight
 	@$(BIN)/dvc repro

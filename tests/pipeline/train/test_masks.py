@@ -37,6 +37,7 @@ WHOLE = TestMasksConfig(small_frac=0.05, windows="whole", stride=None)
 SLIDE = TestMasksConfig(small_frac=0.05, windows="slide", stride=13)
 CROPS = {"short_side": 32, "ratio": [0.8, 1.5], "cat_max_frac": 0.99, "hflip": 0.5, "photometric": False,
          "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+stored_size = pytest.mark.parametrize("run", ["dart", "uniform"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def shards(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["dart", "uniform", "crops"])
 def run(request, suite: Suite, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A finished training: its record and its weights."""
+    """A finished training: its record and its weights. `crops` reads images in another size than they are stored in."""
     torch.set_num_threads(1)
     trial, folder = trial_of(suite, request.param), tmp_path_factory.mktemp("run")
     result = fit(trial, shards, folder, num_classes=2, log_every_steps=1)
@@ -96,10 +97,9 @@ def test_every_pixel_of_the_stored_images_counts_once_whatever_the_workers(run, 
     assert found[1].tally.confusion.sum() == NUM_TEST * 40 * 40
 
 
+@stored_size
 def test_what_was_validated_is_what_the_kept_model_says_of_the_val_split(run, suite: Suite, shards: Path) -> None:
     entry, weights = run
-    if entry["name"] == "crops":
-        pytest.skip("its images are looked at in windows")
     logged = curves(read_journal(weights.parent / "journal.jsonl"))
     model, dataset = load_model(entry, weights, 2), eval_dataset(shards, "val", img_size=40)
     images, truths = (torch.stack([dataset[i][part] for i in range(len(dataset))]) for part in (0, 1))
@@ -113,10 +113,9 @@ def test_what_was_validated_is_what_the_kept_model_says_of_the_val_split(run, su
     assert list(logged["val_loss"].values()) == [pytest.approx(float(loss), rel=1e-5)]
 
 
+@stored_size
 def test_the_scores_are_those_of_the_models_classes(run, shards: Path) -> None:
     entry, weights = run
-    if entry["name"] == "crops":
-        pytest.skip("its images are resized")
     found = merge([predict(Part(entry, weights, shards, 4, 0, 1, masks=WHOLE))], NUM_TEST)
     model, dataset = load_model(entry, weights, 2), eval_dataset(shards, "test", img_size=40)
     tally = Tally.zero(2)
