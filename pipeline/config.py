@@ -174,6 +174,7 @@ class Suite(Strict):
     name: str
     dataset: Any  # the options model of the catalogue's entry
     shards: ShardsConfig
+    max_bad_frac: Annotated[float, Field(ge=0, lt=1)]  # share of a split's samples that may be damaged in the shards
     model: ModelConfig
     tokenizer: TokenizerConfig
     train: TrainConfig

@@ -6,7 +6,8 @@ Both are JSON, read without opening a single shard.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,6 +101,7 @@ class SplitIndex(NamedTuple):
     label_spans: np.ndarray | None  # (n, 2) int64; None for segmentation
     mask_spans: np.ndarray | None  # (n, 2) int64, the class of every pixel; None for classification
     num_frames: np.ndarray | None  # (n,) int32; None: images
+    crc32: np.ndarray  # (n,) int64, `sum_members` of every sample
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -121,10 +123,17 @@ def load_members(directory: Path) -> dict[str, list[tuple[str, Members]]]:
     return _load_index(directory)["shards"]
 
 
-def encode_index(members: dict[str, list[tuple[str, Members]]], num_frames: dict[str, list[int]]) -> bytes:
-    """What index.json says: shard file -> its samples' keys and members, and for clips their numbers of frames."""
+def encode_index(
+    members: dict[str, list[tuple[str, Members]]], crc32: dict[str, list[int]], num_frames: dict[str, list[int]]
+) -> bytes:
+    """What index.json says: shard file -> its samples' keys and members, their sums, and clips' numbers of frames."""
     clips = {"num_frames": num_frames} if any(num_frames.values()) else {}
-    return json.dumps({"shards": members, **clips}, separators=(",", ":")).encode()
+    return json.dumps({"shards": members, "crc32": crc32, **clips}, separators=(",", ":")).encode()
+
+
+def sum_members(members: Mapping[str, bytes]) -> int:
+    """The CRC-32 of a sample: of its members' data, one behind the other by extension."""
+    return functools.reduce(lambda crc, extension: zlib.crc32(members[extension], crc), sorted(members), 0)
 
 
 def load_split_index(directory: Path, split: str) -> SplitIndex:
@@ -153,6 +162,7 @@ def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex
         label_spans=None if by_pixel else _spans([where["cls"] for _, _, where in samples]),
         mask_spans=_spans([where[CLASSES] for _, _, where in samples]) if by_pixel else None,
         num_frames=None if counts is None else np.array([n for file in files for n in counts[file]], np.int32),
+        crc32=np.array([crc for file in files for crc in index["crc32"][file]], np.int64),
     )
 
 

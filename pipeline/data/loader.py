@@ -35,9 +35,10 @@ def train_loader(
     masks: MasksConfig | None = None,
     verify: Verify = "sha256",
 ) -> DataLoader[Any]:
-    """This rank's batches of one epoch: (images (B, C, H, W) float32, labels (B,) int64); of clips (B, C, T, H, W).
+    """This rank's batches of one epoch: (images (B, C, H, W) float32, labels (B,) int64, indices (B,) int64).
 
-    Where every pixel has a class: (images (B, C, H, W) float32, classes (B, H, W) int64).
+    Images of clips are (B, C, T, H, W); where every pixel has a class, labels are its classes (B, H, W) int64. Indices
+    are those of the samples in the split: what was read, for the record.
 
     Args:
         augment, img_size: See `Transform`; where pixels have classes, `masks` takes the place of `augment`.
@@ -54,7 +55,7 @@ def train_loader(
     batches = GlobalBatches(
         len(dataset), global_batch_size, seed, epoch, rank, world_size, start_batch, repeats, paired
     )
-    return _loader(dataset, batches, loader_workers, _collate_train)
+    return _loader(dataset, batches, loader_workers, _collate)
 
 
 def eval_loader(
@@ -89,7 +90,7 @@ def eval_loader(
         ShardError: if a shard is not what the manifest says.
     """
     dataset = eval_dataset(directory, split, verify, augment, img_size, clips, views, masks)
-    collate = _collate_lists if isinstance(dataset.transform, MaskTransform) else _collate_eval
+    collate = _collate_lists if isinstance(dataset.transform, MaskTransform) else _collate
     return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, collate)
 
 
@@ -140,16 +141,10 @@ def _loader(dataset: ShardDataset, batches: Any, loader_workers: int, collate: A
     )
 
 
-def _collate_train(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor]:
-    images, truths, _ = zip(*samples, strict=True)
-    if isinstance(truths[0], torch.Tensor):
-        return torch.stack(images), torch.stack(truths)
-    return torch.stack(images), torch.tensor(truths)
-
-
-def _collate_eval(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    images, labels, indices = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
+def _collate(samples: Sequence[Loaded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    images, truths, indices = zip(*samples, strict=True)
+    labels = torch.stack(truths) if isinstance(truths[0], torch.Tensor) else torch.tensor(truths)
+    return torch.stack(images), labels, torch.tensor(indices)
 
 
 def _collate_lists(samples: Sequence[Loaded]) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:

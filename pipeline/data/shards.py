@@ -25,6 +25,7 @@ from pipeline.data.index import (
     SplitInfo,
     encode_index,
     load_manifest,
+    sum_members,
 )
 from pipeline.data.options import DatasetOptions
 from pipeline.data.verify import hash_file, verify_shards
@@ -57,7 +58,7 @@ def write_shards(options: DatasetOptions, raw_dir: Path, out_dir: Path, samples_
         with tqdm(total=total, desc="shard", unit="img", disable=None) as progress:
             writer = _Writer(directory, len(class_names), progress)
             infos = {name: writer.write_split(name, split, samples_per_shard) for name, split in splits.items()}
-        index = encode_index(writer.members, writer.num_frames)
+        index = encode_index(writer.members, writer.crc32, writer.num_frames)
         counts = [count for shard in writer.num_frames.values() for count in shard]
         manifest = Manifest(
             dataset=options.name,
@@ -108,6 +109,7 @@ class _Writer:
         self.directory = directory
         self.num_classes = num_classes
         self.members: dict[str, ShardMembers] = {}
+        self.crc32: dict[str, list[int]] = {}
         self.num_frames: dict[str, list[int]] = {}  # of every clip; empty lists for images
         self.sizes: set[tuple[int, int]] = set()  # (H, W) of all images seen
         self.progress = progress
@@ -119,7 +121,7 @@ class _Writer:
         for number, start in enumerate(range(0, len(samples), samples_per_shard)):
             path = self.directory / f"{split}-{number:06d}.tar"
             span = range(start, min(start + samples_per_shard, len(samples)))
-            self.members[path.name], self.num_frames[path.name] = [], []
+            self.members[path.name], self.crc32[path.name], self.num_frames[path.name] = [], [], []
             self._write_shard(path, samples, span, counts)
             shards.append(ShardInfo(path.name, len(span), path.stat().st_size, hash_file(path)))
         return SplitInfo(len(samples), tuple(counts.tolist()), tuple(shards))
@@ -134,6 +136,7 @@ class _Writer:
                 sample = samples[index]
                 members = encode_members(sample)
                 self.members[path.name].append((sample.key, locate_members(tar.tarstream.offset, members)))
+                self.crc32[path.name].append(sum_members(members))
                 tar.write({"__key__": sample.key, **members})
                 counts += count_classes(sample, self.num_classes)
                 self._note(path.name, sample.image)

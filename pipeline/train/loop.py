@@ -159,7 +159,7 @@ class _Fitting:
         self.advance_clock()  # what came before is not part of this epoch's images per second
         loss_sum = torch.zeros((), dtype=torch.float64, device=setup.device)
         since = start = self.position.step
-        for images, labels in self.batches(epoch, start - epoch * setup.steps_per_epoch):
+        for images, labels, _ in self.batches(epoch, start - epoch * setup.steps_per_epoch):
             loss_sum += self.train_step(net, images.to(setup.device, setup.dtype), labels.to(setup.device))
             step = self.position.step + 1
             self.position = self.position._replace(step=step)

@@ -90,7 +90,8 @@ def read_train(directory, **options):
 
 def test_loader_workers_ranks_and_resume_change_no_byte(tiny_shards):
     expected = read_train(tiny_shards)
-    assert [tuple(images.shape) for images, _ in expected] == [(6, 1, 24, 24)] * 3
+    assert torch.cat([indices for *_, indices in expected]).tolist() == epoch_order(23, 3, 2)[:18].tolist()
+    assert [tuple(images.shape) for images, *_ in expected] == [(6, 1, 24, 24)] * 3
     assert_one_order(partial(read_train, tiny_shards), expected)
 
 

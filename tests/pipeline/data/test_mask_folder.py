@@ -97,7 +97,7 @@ def test_no_picture_is_in_two_splits_and_files_keep_their_bytes(folder, tmp_path
 def test_scenes_of_any_size_become_batches_and_tests_see_them_whole(folder, tmp_path):
     shard(ade20k(folder), tmp_path)
     batches = list(train_loader(tmp_path / "shards", global_batch_size=3, seed=0, epoch=0, img_size=24, masks=RECIPE))
-    assert [(tuple(images.shape), tuple(classes.shape)) for images, classes in batches] == [
+    assert [(tuple(images.shape), tuple(classes.shape)) for images, classes, _ in batches] == [
         ((3, 3, 24, 24), (3, 24, 24))
     ] * 2
     ((images, classes, indices),) = eval_loader(tmp_path / "shards", "test", 4, img_size=24, masks=RECIPE)

@@ -114,10 +114,10 @@ def read_train(directory, **options):
 
 def test_loader_workers_ranks_and_resume_change_no_byte(shards):
     expected = read_train(shards)
-    assert [tuple(images.shape) for images, _ in expected] == [(6, 1, 16, 16)] * 3
-    assert [tuple(classes.shape) for _, classes in expected] == [(6, 16, 16)] * 3
-    assert {images.dtype for images, _ in expected} == {torch.float32}
-    assert {classes.dtype for _, classes in expected} == {torch.int64}
+    assert [tuple(images.shape) for images, *_ in expected] == [(6, 1, 16, 16)] * 3
+    assert [tuple(classes.shape) for _, classes, _ in expected] == [(6, 16, 16)] * 3
+    assert {images.dtype for images, *_ in expected} == {torch.float32}
+    assert {classes.dtype for _, classes, _ in expected} == {torch.int64}
     assert_one_order(partial(read_train, shards), expected)
 
 
@@ -126,7 +126,7 @@ def test_without_a_recipe_images_and_classes_come_as_they_are_stored(shards):
     assert_same(read_train(shards, masks=None, loader_workers=2), expected)
     stored = eval_dataset(shards, "train")
     kept = {image.numpy().tobytes() + classes.numpy().tobytes() for image, classes, _ in (stored[i] for i in range(23))}
-    for images, classes in expected:
+    for images, classes, _ in expected:
         for image, known in zip(images, classes, strict=True):
             assert image.numpy().tobytes() + known.to(torch.uint8).numpy().tobytes() in kept
 

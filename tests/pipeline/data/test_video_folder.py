@@ -100,7 +100,7 @@ def test_clips_of_any_size_become_batches(folders, tmp_path):
         train_loader(tmp_path / "shards", global_batch_size=3, seed=0, epoch=0, img_size=32, clips=CLIP,
                      augment="flip_crop")
     )  # fmt: skip
-    assert [tuple(clips.shape) for clips, _ in batches] == [(3, 3, 4, 32, 32)] * 2
+    assert [tuple(clips.shape) for clips, *_ in batches] == [(3, 3, 4, 32, 32)] * 2
     views = list(eval_loader(tmp_path / "shards", "test", 3, img_size=32, clips=CLIP, views=Views(2, 3)))
     assert [tuple(clips.shape) for clips, _, _ in views] == [(3, 6, 3, 4, 32, 32), (1, 6, 3, 4, 32, 32)]
     # The crops of a wide clip are its left, its middle and its right: brighter from one to the next.
