@@ -74,7 +74,7 @@ def build_tokenizer(
             "pos_embed": None if pos_embed == "table" else pos_embed,
             "table_size": None if table_size == 14 else table_size,
         }
-        _refuse({key: value for key, value in unread.items() if key in regions or value is not None})
+        refuse_unread({key: value for key, value in unread.items() if key in regions or value is not None})
         budget = {"token_budget": token_budget, "num_rows": num_rows, "pretrained_scorer": pretrained_scorer}
         shape = (img_size, patch_size, in_chans, embed_dim)
         return _build_paper(shape, num_frames, scorer, str(score_input), budget)
@@ -112,7 +112,7 @@ def _build_paper(
     from dart.paper.video import FRAME_PX, VideoTokenizer
 
     if scorer is not None:  # there is one of clips
-        _refuse({"scorer": scorer})
+        refuse_unread({"scorer": scorer})
     img_size, patch_size, in_chans, embed_dim = shape
     if to_pair(img_size) != (FRAME_PX, FRAME_PX) or in_chans != 3:
         said = f"img_size = {img_size}, in_chans = {in_chans}"
@@ -120,7 +120,8 @@ def _build_paper(
     return VideoTokenizer(num_frames, embed_dim=embed_dim, patch_size=patch_size, **budget)
 
 
-def _refuse(unread: dict[str, Any]) -> None:
+def refuse_unread(unread: dict[str, Any]) -> None:
+    """Raise ValueError naming the options that paper mode does not read, if there are any."""
     if unread:
         said = ", ".join(f"{key} = {value!r}" for key, value in unread.items())
         raise ValueError(f"{said}: paper mode has no such choice; leave it out, or use mode='invariant'")

@@ -171,7 +171,7 @@ def build_upernet(
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"backbone = {backbone!r}: UPerNet cannot read it ({cause}); choose another") from error
-    if pretrained:  # built once without, so that what fails now is to be had weights, and nothing else
+    if pretrained:  # it could be built without weights: what fails from here on is fetching them
         try:
             network = smp.UPerNet(encoder_weights=True, **options)
         except Exception as error:

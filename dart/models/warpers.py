@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dart import warp
+from dart.models.tokenizers import refuse_unread
 from dart.paper import reshaper as paper
 from dart.paper.geometry import CELL_PX
 from dart.paper.geometry import scores_to_density as share_scores
+from dart.paper.scorer import PaperScorer
 from dart.partition import geometry_dtype, grid_cells, plan_grid, whole_precision
 from dart.registry import MODES, SAMPLINGS, TOKENIZERS
 from dart.scorer import build_scorer, scores_to_density
@@ -98,7 +100,7 @@ class Warper(nn.Module):
         return self.bring_back(logits, warping), labels
 
 
-class PaperWarper(paper.DenseReshaper):
+class PaperWarper(nn.Module):
     """The paper's warp, with the interface of `Warper`; trains on warped classes. Images keep their size."""
 
     def __init__(
@@ -109,8 +111,11 @@ class PaperWarper(paper.DenseReshaper):
         *,
         token_budget: int,
         num_rows: int | None = None,
-        **scorer: Any,
+        scorer: str = "efficientnet_b0_v1",
+        score_input: str = "full",
+        pretrained_scorer: bool = False,
     ) -> None:
+        super().__init__()
         height, width = img_size
         if patch_size != CELL_PX or in_chans != 3 or height % CELL_PX or width % CELL_PX:
             said = f"img_size = {height} x {width}, patch_size = {patch_size}, in_chans = {in_chans}"
@@ -122,13 +127,12 @@ class PaperWarper(paper.DenseReshaper):
             raise ValueError(
                 f"{said}: paper mode has a cell for every {CELL_PX} x {CELL_PX} px; try {rows * cols}, None"
             )
-        super().__init__(**scorer)
-        self.patch_size = patch_size
-        self.warped_size = img_size
+        self.scorer = PaperScorer(scorer, score_input, pretrained_scorer)
+        self.patch_size, self.warped_size = patch_size, img_size
 
-    def forward(self, images: Tensor) -> Warping:  # type: ignore[override]
+    def forward(self, images: Tensor) -> Warping:
         """(B, 3, H, W) -> their warp; the scores depend on the whole batch, as in the paper."""
-        scores = self.score(images)
+        scores = paper.score_cells(self.scorer, images)
         with whole_precision(images.device):
             grid = paper.equal_mass_grid(scores, *scores.shape[1:])
         rows, cols = (F.pad(sizes.cumsum(-1), (1, 0)) for sizes in grid)
@@ -194,8 +198,7 @@ def build_warper(
     if mode == "paper":
         unread = {**options, "frozen_scorer": frozen_scorer, "scorer_stage": scorer_stage, "scorer_norm": scorer_norm}
         unread["tokenizer"] = None if tokenizer == "dart" else tokenizer
-        if said := ", ".join(f"{key} = {value!r}" for key, value in unread.items() if value is not None):
-            raise ValueError(f"{said}: paper mode has no such choice; leave it out, or use mode='invariant'")
+        refuse_unread({key: value for key, value in unread.items() if value is not None})
         scores: Any = {"score_input": str(score_input), "pretrained_scorer": pretrained_scorer}
         return PaperWarper(size, side, in_chans, scorer=scorer or "efficientnet_b0_v1", **budget, **scores)
     network = None

@@ -99,16 +99,17 @@ class DenseReshaper(nn.Module):
 
     def forward(self, images: Tensor) -> GridWarp:
         """(B, 3, H, W) -> the grid, sizes in px that sum to H and to W; differentiable."""
-        scores = self.score(images)
+        scores = score_cells(self.scorer, images)
         return equal_mass_grid(scores, *scores.shape[1:])
 
-    def score(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> one score for every 16 x 16 px, positive."""
-        check_images(images, 3, CELL_PX)
-        height, width = images.shape[-2:]
-        if height % CELL_PX or width % CELL_PX:
-            raise ValueError(f"images = {height} x {width} px: both sides must be multiples of {CELL_PX}; pad or crop")
-        return self.scorer(images, (height // CELL_PX, width // CELL_PX))
+
+def score_cells(scorer: PaperScorer, images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> one score for every 16 x 16 px (B, H / 16, W / 16), positive."""
+    check_images(images, 3, CELL_PX)
+    height, width = images.shape[-2:]
+    if height % CELL_PX or width % CELL_PX:
+        raise ValueError(f"images = {height} x {width} px: both sides must be multiples of {CELL_PX}; pad or crop")
+    return scorer(images, (height // CELL_PX, width // CELL_PX))
 
 
 def equal_mass_grid(scores: Tensor, num_rows: int, num_cols: int) -> GridWarp:

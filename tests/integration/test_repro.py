@@ -15,6 +15,7 @@ SUITE = """
 dataset: {name: cluttered-digits, img_size: 32, num_clutter: 1, train_samples: 60, val_samples: 20, test_samples: 30,
           seed: 0}
 shards: {samples_per_shard: 25}
+max_bad_frac: 0
 model: {backbone: vit, variant: nano, img_size: 32, patch_size: 4, in_chans: 1}
 tokenizer: {name: dart, mode: invariant, token_budget: 4, num_rows: null, partition: flow, row_weight: mass,
             scorer: conv, score_floor: 0.3, score_blur: 1, sampling: area, pos_embed: geometry}
