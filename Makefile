@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro readme test check format bench ui lock clean
+.PHONY: help repro readme test check format bench chaos ui lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,8 +41,11 @@ format: $(VENV)/ready ## mend what lint and format can mend
 bench: $(VENV)/ready ## our parts against their peers, as ratios in one run
 	@$(BIN)/python -m benchmarks
 
-ui: $(VENV)/ready ## MLflow on the recorded runs, at http://$(HOST):$(PORT)
-	@$(BIN)/python -m pipeline.tracking ui --host $(HOST) --port $(PORT)
+chaos: $(VENV)/ready ## kills and faults at every turn on the smoke suite, and what was lost (CHAOS_ARGS=--short)
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+ui: $(VENV)/ready ## MLflow on the recorded runs, at http://$(HOST):$(PORT); for others: HOST=... ALLOW=its.name
+	@$(BIN)/python -m pipeline.tracking ui --host $(HOST) --port $(PORT) $(addprefix --allow ,$(ALLOW))
 
 lock: $(VENV)/uv ## resolve requirements.lock anew
 	@$(VENV)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \

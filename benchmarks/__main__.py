@@ -4,7 +4,7 @@ import argparse
 import importlib
 import platform
 
-COMPARISONS = ("sampling", "tokenizer", "models", "scan", "warp", "digits", "gpu")
+COMPARISONS = ("sampling", "tokenizer", "models", "scan", "warp", "digits", "reading", "step", "trials", "gpu")
 
 
 def main() -> None:

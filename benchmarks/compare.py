@@ -23,9 +23,12 @@ TURN_S = 0.02
 class Comparison(NamedTuple):
     """What is measured: every contestant is called with the images (B, C, H, W), or with sequences (B, L, D).
 
+    Of what reads samples, `images` are their indices (n,).
+
     target: Least ratio to the yardstick's speed that a contestant should reach, by its label.
     memory: Largest ratio to the yardstick's extra memory (`peak_bytes`) that a contestant should reach, by its label;
         None: memory is not measured.
+    rounds: Most timed turns of contestants that take long.
     """
 
     title: str
@@ -33,20 +36,23 @@ class Comparison(NamedTuple):
     contestants: dict[str, Contestant]
     target: Mapping[str, float] = MappingProxyType({})
     memory: dict[str, float] | None = None
+    rounds: int | None = None
 
 
 def show(comparison: Comparison, rounds: int) -> None:
     """Measure one comparison and print its table."""
     images, contestants = comparison.images, comparison.contestants
     runs = list(contestants.values())
+    rounds = min(rounds, comparison.rounds or rounds)
     speeds = (
         measure_on_gpu(runs, images, rounds) if images.is_cuda else measure_speeds(runs, [images] * len(runs), rounds)
     )
     peaks = [] if comparison.memory is None else [peak_bytes(run, images) for run in runs]
-    what = "images of {} x {} px" if images.dim() == 4 else "sequences of {} tokens, {} channels"
+    what = {4: "images of {} x {} px", 3: "sequences of {} tokens, {} channels", 1: "samples"}[images.dim()]
+    unit = "samples/s" if images.dim() == 1 else "images/s"
     print(f"\n{comparison.title}: {len(images)} {what.format(*images.shape[-2:])}")
     extra = f"  |{'extra MB':>9} {'ratio':>7} {'target':>9}" if peaks else ""
-    print(f"  {'':48} {'images/s':>9} {'25-75 %':>15} {'ratio':>7} {'target':>9}{extra}")
+    print(f"  {'':48} {unit:>9} {'25-75 %':>15} {'ratio':>7} {'target':>9}{extra}")
     for i, (label, speed) in enumerate(zip(contestants, speeds, strict=True)):
         target = f">= {comparison.target[label]:.2f}x" if label in comparison.target else ""
         spread = f"{speed.q25:.3g}-{speed.q75:.3g}"

@@ -39,10 +39,10 @@ def predict(part: Part, device: str = "cpu") -> Predictions:
     num_classes = load_manifest(part.shards).num_classes
     model = load_model(part.entry, part.weights, num_classes).to(device)
     found = []
-    # The stage has verified the shards once for all parts.
+    # The stage has hashed the shards once for all parts.
     loader = eval_loader(
         part.shards, SPLIT, part.batch_size, part.rank, part.world_size, part.loader_workers,
-        verify="size", views=part.views, **how_to_read(part.entry),
+        verify="samples", dropped=part.dropped, views=part.views, **how_to_read(part.entry),
     )  # fmt: skip
     for images, labels, indices in loader:
         views = [images] if part.views is None else images.unbind(1)
@@ -60,14 +60,14 @@ def how_to_read(entry: Entry) -> dict[str, Any]:
     return {**recorded_views(entry["science"]), "clips": clip_sampling(entry["science"])}
 
 
-def merge(parts: Iterable[Predictions], num_samples: int) -> Predictions:
+def merge(parts: Iterable[Predictions], num_samples: int, dropped: Sequence[int] = ()) -> Predictions:
     """The parts of all ranks as one, ordered by index.
 
     Raises:
-        RuntimeError: a sample of the split is missing or occurs twice.
+        RuntimeError: as `in_order`.
     """
     every = Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    order = in_order(every.indices, num_samples)
+    order = in_order(every.indices, num_samples, dropped)
     return Predictions(*(array[order] for array in every))
 
 
@@ -106,8 +106,8 @@ def write_gallery(
     """
     manifest: Manifest = load_manifest(shards)
     chosen = choose_samples(predictions.labels, manifest.num_classes, num_chosen)
-    dataset = eval_dataset(shards, SPLIT, verify="size", **how_to_read(entry))
-    images = torch.stack([dataset[i][0] for i in chosen])
+    dataset = eval_dataset(shards, SPLIT, verify="samples", **how_to_read(entry))
+    images = torch.stack([dataset[int(i)][0] for i in predictions.indices[chosen]])
     tokens = load_model(entry, weights, manifest.num_classes).patch_embed.inspect(images)  # type: ignore[operator,union-attr]
     save_gallery(
         path,

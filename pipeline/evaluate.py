@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import classification
 from pipeline.config import Placement
 from pipeline.data.clips import Views
+from pipeline.data.drops import Drops
 from pipeline.data.index import load_manifest, load_split_index
 from pipeline.data.verify import verify_shards
 from pipeline.files import write_json_atomic
@@ -41,6 +42,7 @@ def evaluate_runs(
     progress: Progress = lambda done, total: None,
     views: Views | None = None,
     masks: TestMasksConfig | None = None,
+    drops: Drops | None = None,
 ) -> dict[str, Any]:
     """{fingerprint: what the task's `predict` says of the whole test split} of runs with different fingerprints.
 
@@ -48,12 +50,14 @@ def evaluate_runs(
         weights: {fingerprint: model.safetensors}.
         views: Of each clip; the probabilities of all are averaged. None where the samples are images.
         masks: How pictures are looked at where every pixel has a class.
+        drops: What was found damaged and is left out; None: nobody has looked, and nothing may be damaged.
 
     Raises:
         ShardError: the test shards are not what the manifest says.
         ConfigError: naming every run whose weights do not fit.
     """
-    manifest = verify_shards(shards, "sha256", [SPLIT])
+    manifest = verify_shards(shards, "sha256", [SPLIT]) if drops is None else load_manifest(shards)
+    dropped = () if drops is None else drops.indices(SPLIT)
     check_weights(entries, weights, manifest.num_classes)
 
     def plan(slots: int) -> list[Part]:
@@ -61,7 +65,7 @@ def evaluate_runs(
         world_size = max(1, slots // max(1, len(entries)))
         common: dict[str, Any] = {
             "shards": shards.resolve(), "batch_size": batch_size, "world_size": world_size, "views": views,
-            "loader_workers": placement.loader_workers, "masks": masks,
+            "loader_workers": placement.loader_workers, "masks": masks, "dropped": dropped,
         }  # fmt: skip
         return [
             Part(**common, entry=entry, weights=weights[entry["fingerprint"]].resolve(), rank=rank)
@@ -77,7 +81,7 @@ def evaluate_runs(
     parts: dict[str, list[Any]] = {}
     for part, found in spread(task.predict, plan, placement, progress, little=few):
         parts.setdefault(part.entry["fingerprint"], []).append(found)
-    return {fingerprint: task.merge(found, num_samples) for fingerprint, found in parts.items()}
+    return {fingerprint: task.merge(found, num_samples, dropped) for fingerprint, found in parts.items()}
 
 
 def write_evaluation(
@@ -87,10 +91,16 @@ def write_evaluation(
     predictions: Mapping[str, Any],
     shards: Path,
     masks: TestMasksConfig | None = None,
+    drops: Drops | None = None,
 ) -> None:
-    """metrics.json, with what `masks` says of how pictures were looked at, and predictions/FINGERPRINT.csv."""
+    """metrics.json, with what `masks` says of how pictures were looked at and what was left out, and the predictions.
+
+    These are predictions/FINGERPRINT.csv.
+    """
     keys, task = load_split_index(shards, SPLIT).keys, task_of(shards)
     settings = {} if masks is None else {"masks": masks.model_dump()}
+    if drops:
+        settings["dropped"] = drops.to_json()
     runs = []
     for entry in entries:
         fingerprint = entry["fingerprint"]

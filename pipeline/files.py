@@ -1,6 +1,7 @@
 """Writing so that a reader, or the next run after a crash, finds the old version or the new, never a half."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -11,19 +12,29 @@ from typing import Any
 
 from pipeline.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, our share of it, the largest file that is allowed
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write beside `path` under a temporary name, flush to disk, then rename over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside `path` under a temporary name, flush to disk, then rename over it.
+
+    Raises:
+        UserError: if the disk is full, or not to be written on.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explaining_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -36,18 +47,33 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     write_text_atomic(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
-def replace_dir(temporary: Path, final: Path) -> None:
+def replace_dir(temporary: Path, final: Path, swap: bool = True) -> None:
     """Put the finished directory `temporary` in the place of `final`, which may exist.
 
-    Both must lie on one file system. A crash in between leaves no `final` at all, never a mixture.
+    Both must lie on one file system. They change places in one step where the system can do that; elsewhere a crash in
+    between leaves no `final` at all, never a mixture.
+
+    Args:
+        swap: False where a crash must never leave the old content under the name `temporary`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
+        if swap and exchange(temporary, final):
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
         os.replace(final, old)
     os.replace(temporary, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Have two paths change places in one step; False, and nothing is done, where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and (
+        rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+    )
 
 
 @contextlib.contextmanager
@@ -59,19 +85,30 @@ def building_dir(final: Path, resume_as: str | None = None) -> Iterator[Path]:
             again by the next block of that name; if not, each block starts empty and leaves nothing if it fails.
 
     Raises:
-        UserError: if the disk is full.
+        UserError: if the disk is full, or not to be written on.
     """
     temporary = final.with_name(f".{final.name}.{resume_as or 'tmp'}")
     if resume_as is None:
         shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        replace_dir(temporary, final)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{final.parent}: no space left on the disk; free some and run the same again") from error
-        raise
+        with explaining_disk(final.parent):
+            temporary.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            replace_dir(temporary, final, swap=resume_as is None)
     finally:
         if temporary.exists() and (resume_as is None or not any(temporary.iterdir())):
-            shutil.rmtree(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def explaining_disk(folder: Path) -> Iterator[None]:
+    """Raise a UserError for what a full disk, or one that is not to be written on, does to the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(f"{folder}: no space left on the disk; free some and run the same again") from error
+        if error.errno in FORBIDDEN:
+            where, why = error.filename or folder, os.strerror(error.errno or 0).lower()
+            raise UserError(f"{where}: cannot be written ({why}); see whose it is, and run the same again") from error
+        raise

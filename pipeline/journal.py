@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError, problem
+from pipeline.files import explaining_disk
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -48,7 +49,7 @@ class Journal:
     def _append(self, kind: str, **content: Any) -> None:
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content}) + "\n"
         # One write in append mode: a reader sees the whole line or none, a kill tears only the last one.
-        with self._path.open("ab", buffering=0) as file:
+        with explaining_disk(self._path.parent), self._path.open("ab", buffering=0) as file:
             file.write(line.encode())
 
 

@@ -1,5 +1,6 @@
 """One worker's share of an evaluation, and the proof that the shares are the whole."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,16 +25,18 @@ class Part(NamedTuple):
     views: Views | None = None  # of a clip; None where the samples are images
     loader_workers: int = 0
     masks: TestMasksConfig | None = None  # where every pixel has a class
+    dropped: tuple[int, ...] = ()  # damaged samples of the split, which nobody reads
 
 
-def in_order(indices: np.ndarray, num_samples: int) -> np.ndarray:
-    """Where the samples 0, 1, ... of the split are in `indices` (n,).
+def in_order(indices: np.ndarray, num_samples: int, dropped: Sequence[int] = ()) -> np.ndarray:
+    """Where the samples 0, 1, ... of the split, but for those dropped, are in `indices` (n,).
 
     Raises:
-        RuntimeError: a sample of the split is missing or occurs twice.
+        RuntimeError: a sample of the split is missing or occurs twice, or a dropped one was read.
     """
-    counts = np.bincount(indices, minlength=num_samples)
-    if len(counts) != num_samples or (counts != 1).any():
-        odd = np.flatnonzero(counts != 1)[:5].tolist()
+    counts, wanted = np.bincount(indices, minlength=num_samples), np.ones(num_samples, int)
+    wanted[list(dropped)] = 0
+    if len(counts) != num_samples or (counts != wanted).any():
+        odd = np.flatnonzero(counts[:num_samples] != wanted)[:5].tolist()
         raise RuntimeError(f"evaluation is not exact: of {num_samples} samples, {odd} were not seen exactly once")
     return np.argsort(indices, kind="stable")

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = (
     "dart/**/*.py",
     "pipeline/model.py",
-    *(f"pipeline/train/{name}.py" for name in ("loop", "optim", "checkpoint", "mixing")),
+    *(f"pipeline/train/{name}.py" for name in ("loop", "fitting", "objective", "gradients", "divergence", "mixing")),
+    *(f"pipeline/train/{name}.py" for name in ("optim", "sharding", "state", "start", "checkpoint", "batches")),
 )
 CODE += tuple(
     f"pipeline/data/{name}.py" for name in ("loader", "transforms", "augment", "clips", "video", "index", "order")

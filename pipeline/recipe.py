@@ -57,6 +57,23 @@ Augment = Annotated[
 AUGMENT_TAGS = ("a word", "a mapping")
 
 
+class DivergenceConfig(Strict):
+    """What becomes of a training that loses what it learnt: `pipeline.train.divergence` explains."""
+
+    action: Literal["stop", "rewind"]  # stop: it ends there, and the table says so; rewind: go on from a snapshot
+    spike_factor: (
+        Annotated[float, Field(gt=1)] | None
+    )  # of the running median: a loss above is lost; None: if not finite
+    max_rewinds: Annotated[int, Field(ge=0)]  # after which it is stopped; 0 with stop
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "DivergenceConfig":
+        if (self.action == "rewind") != (self.max_rewinds > 0):
+            rule = f"with action {self.action}"
+            raise inconsistent("max_rewinds", self.max_rewinds, rule, "0 with stop, at least 1 with rewind")
+        return self
+
+
 class TrainConfig(Strict):
     """The recipe."""
 
@@ -75,6 +92,7 @@ class TrainConfig(Strict):
     augment: Augment
     clips: ClipsConfig | None = None  # where the samples are clips: which of their frames are read
     masks: MasksConfig | None = None  # where pixels have classes: how squares are cut; null: images as they are stored
+    divergence: DivergenceConfig | None = None  # null: a gradient that is not finite ends the run without a result
     precision: Literal["fp32", "bf16", "fp64"]
 
     @model_validator(mode="after")

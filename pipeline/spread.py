@@ -1,12 +1,14 @@
 """Independent parts of a stage's work, side by side on one Ray runtime, or one after another in this process."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import Placement
 from pipeline.errors import UserError, problem
 from pipeline.provenance import usable_cores
 
+LOOK_S = 5.0  # between two looks at the nodes, while no part gets ready
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -17,6 +19,7 @@ def spread(
     placement: Placement,
     progress: Callable[[int, int], None] = lambda done, total: None,
     little: bool = False,
+    gpus: float | None = None,
 ) -> list[tuple[Part, Result]]:
     """`work(part, device)` of all parts, in the order of the plan.
 
@@ -26,25 +29,35 @@ def spread(
         plan: Makes the parts, given the number of workers that fit at once.
         little: The work takes no longer than the start of a Ray runtime.
         progress: Is told the number of finished parts, and of all.
+        gpus: That each part holds; default as `placement.gpus_per_worker`. 0 for work that reads and writes files:
+            the GPUs stay free for others.
 
     Raises:
         UserError: what `work` raised first, or no worker of this size fits anywhere.
     """
     if placement.ray_address is None and (little or usable_cores() // placement.cpus_per_worker <= 1):
-        return run_here(work, plan(1), progress)
-    from pipeline.train.launch import ray_session
+        return run_here(work, plan(1), progress, gpus)
+    from pipeline.train.nodes import check_nodes
+    from pipeline.train.session import ray_session
 
     with ray_session(placement):
-        return run_on_ray(work, plan, placement, progress)
+        if placement.ray_address is not None:
+            check_nodes(Path())
+        return run_on_ray(work, plan, placement, progress, gpus)
 
 
 def run_here(
-    work: Callable[[Part, str], Result], parts: Sequence[Part], progress: Callable[[int, int], None]
+    work: Callable[[Part, str], Result],
+    parts: Sequence[Part],
+    progress: Callable[[int, int], None],
+    gpus: float | None = None,
 ) -> list[tuple[Part, Result]]:
     """The parts one after another in this process."""
-    import torch
+    device = "cpu"
+    if gpus != 0:
+        import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     done = []
     for part in parts:
         done.append((part, work(part, device)))
@@ -57,14 +70,19 @@ def run_on_ray(
     plan: Callable[[int], Sequence[Part]],
     placement: Placement,
     progress: Callable[[int, int], None],
+    gpus: float | None = None,
 ) -> list[tuple[Part, Result]]:
     """The parts as tasks of the Ray runtime that this process is connected to."""
     import ray
 
-    from pipeline.sweep.tune import count_slots, resolve_gpus
+    from pipeline.sweep.capacity import Shortage, count_slots, resolve_gpus
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus, cpus = resolve_gpus(placement, nodes), placement.cpus_per_worker
+    def look() -> list[dict[str, float]]:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    nodes, cpus = look(), placement.cpus_per_worker
+    gpus = resolve_gpus(placement, nodes) if gpus is None else gpus
+    shortage = Shortage(1, placement, gpus)
     slots = count_slots(nodes, cpus, gpus)
     if not slots:
         size = f"a worker of {cpus} CPUs and {gpus:g} GPUs fits on no node"
@@ -75,13 +93,20 @@ def run_on_ray(
     results: dict[int, Any] = {}
     try:
         while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1)
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_S)
+            if not ready:
+                shortage.look(look())
+                continue
             results[pending.pop(ready[0])] = ray.get(ready[0])
             progress(len(results), len(parts))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        rule = f"a worker was ended more often than that ({str(error).strip().splitlines()[0]})"
+        remedy = "give it more memory, or raise it"
+        raise UserError(problem("placement.max_failures", placement.max_failures, rule, remedy)) from error
     return [(part, results[i]) for i, part in enumerate(parts)]
 
 

@@ -17,9 +17,11 @@ def main() -> None:
 
     from pipeline.config import load_params, load_suite
     from pipeline.data.clips import Views
+    from pipeline.data.drops import find_drops
     from pipeline.errors import UserError
     from pipeline.evaluate import evaluate_runs, task_of, write_evaluation
     from pipeline.files import building_dir
+    from pipeline.part import SPLIT
     from pipeline.tracking.uri import check_uri, resolve_uri
 
     params, suite = load_params(), load_suite(name)
@@ -30,6 +32,9 @@ def main() -> None:
     entries = list({e["fingerprint"]: e for _, e in reversed([*train, *sweep])}.values())[::-1]
     if not entries:
         raise UserError(f"{results}: no recorded runs; run: dvc repro train@{name}")
+    drops = find_drops(shards, suite.max_bad_frac, [SPLIT])
+    for note in drops.notes:
+        print(f"warning: {note}")
 
     with tqdm(total=len(entries), desc=f"evaluate {name}", unit="part", disable=None) as bar:
 
@@ -41,10 +46,10 @@ def main() -> None:
         views = Views(clips.num_segments, clips.num_crops) if clips else None
         predictions = evaluate_runs(
             entries, weights, shards, suite.evaluate.batch_size, params.placement, progress, views,
-            suite.evaluate.masks,
+            suite.evaluate.masks, drops,
         )  # fmt: skip
     with building_dir(results / "evaluate") as folder:
-        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks)
+        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks, drops)
         first_seeds = {e["name"]: e for _, e in reversed(train)}.values()
         for entry in first_seeds if suite.evaluate.gallery_samples else ():
             key = entry["fingerprint"]
@@ -57,10 +62,11 @@ def main() -> None:
 
 
 def load_entries(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(weights, record) of the runs of one stage; none where the suite has no such stage."""
+    """(weights, record) of the runs of one stage that have weights; none where the suite has no such stage."""
     path = folder / "runs.json"
     entries = json.loads(path.read_text())["runs"] if path.is_file() else []
-    return [(folder / entry["fingerprint"] / "model.safetensors", entry) for entry in entries]
+    finished = [entry for entry in entries if entry["status"] == "done"]
+    return [(folder / entry["fingerprint"] / "model.safetensors", entry) for entry in finished]
 
 
 def tell_mlflow(uri: str, suite: str, manifest: Path) -> None:

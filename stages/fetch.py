@@ -11,12 +11,12 @@ def main() -> None:
     parser.add_argument("suite", help="name of a file of suites/, without .yaml")
     suite_name = parser.parse_args().suite
 
-    from pipeline.config import load_suite
+    from pipeline.config import load_params, load_suite
     from pipeline.data.fetch import fetch_dataset
 
     suite = load_suite(suite_name)
     raw_dir = Path("data") / suite_name / "raw"
-    fetch_dataset(suite.dataset, raw_dir)
+    fetch_dataset(suite.dataset, raw_dir, load_params().placement)
     num_bytes = sum(file.stat().st_size for file in raw_dir.rglob("*") if file.is_file())
     print(f"fetched {suite.dataset.name}: {num_bytes / 1e6:.1f} MB in {raw_dir}")
 

@@ -1,5 +1,6 @@
-"""Before everything: what would make the active suites fail later and can be found in a second. No network,
-unless the tracking URI names a server."""
+"""Before everything: what would make the active suites fail later and can be found in a second, or in ten on a
+cluster: its nodes are asked before a GPU is held. No network, unless the tracking URI or the Ray address name a
+server."""
 
 import argparse
 import shutil
@@ -29,6 +30,7 @@ def main() -> None:
         lambda: check_uri(resolve_uri(params.tracking.uri)),
         check_disk,
         check_temp_path,
+        lambda: check_cluster(params.placement),
     ]
     found: list[str] = []
     for check in checks:
@@ -70,6 +72,17 @@ def check_temp_path(folder: Path | None = None) -> None:
     if len(path.encode()) > MAX_TEMP_PATH:
         rule = f"longer than the {MAX_TEMP_PATH} bytes that leave room for Ray's sockets"
         raise UserError(problem("TMPDIR", path, rule, "set TMPDIR to a shorter path"))
+
+
+def check_cluster(placement: Any, folder: Path = Path()) -> None:
+    """Raise UserError where the nodes of the cluster, if there is one, have other files or code than this machine."""
+    if placement.ray_address is None:
+        return
+    from pipeline.train.nodes import check_nodes
+    from pipeline.train.session import ray_session
+
+    with ray_session(placement):
+        check_nodes(folder)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ settings.load_profile("busy machine")
 @pytest.fixture(scope="session")
 def ray() -> Iterator[None]:
     """A private Ray runtime with two cores, once per pytest run."""
-    from pipeline.train.launch import ray_session
+    from pipeline.train.session import ray_session
 
     with ray_session(Placement(), num_cpus=2, dashboard=True):
         yield

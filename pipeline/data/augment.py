@@ -70,17 +70,19 @@ def build_test_crop(config: AugmentConfig, img_size: int) -> Recipe:
     )
 
 
-def apply(recipe: Recipe, picture: np.ndarray, keys: list[int]) -> torch.Tensor:
+def apply(recipe: Recipe, picture: np.ndarray | Image.Image, keys: list[int]) -> torch.Tensor:
     """One picture through a recipe, its draws a function of `keys` alone.
 
     Args:
-        picture: (H, W) or (H, W, C) uint8 with C = 1 or 3.
+        picture: (H, W) or (H, W, C) uint8 with C = 1 or 3, or Pillow's of mode L or RGB.
 
     Returns:
         (C, img_size, img_size) float32.
     """
-    grey = picture.ndim == 2 or picture.shape[2] == 1
-    image = Image.fromarray(picture.reshape(picture.shape[:2]) if grey else picture).convert("RGB")
+    if isinstance(picture, np.ndarray):
+        grey = picture.ndim == 2 or picture.shape[2] == 1
+        picture = Image.fromarray(picture.reshape(picture.shape[:2]) if grey else picture)
+    grey, image = picture.mode == "L", picture.convert("RGB")
     with seeded(keys):
         found = recipe(image)
     return found[:1] if grey else found

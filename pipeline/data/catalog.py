@@ -18,15 +18,19 @@ from pipeline.data.options import (
     DigitsSegmentationOptions,
     FashionMnistOptions,
     ImageFolderOptions,
+    Imagenet1kOptions,
     Kinetics400Options,
     MovingDigitsOptions,
+    PublishedShardsOptions,
     Ssv2Options,
+    WebdatasetOptions,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.data.index import Dropped
+    from pipeline.config import Placement
+    from pipeline.data.index import Dropped, Manifest
 
 SPLITS = ("train", "val", "test")
 
@@ -79,13 +83,22 @@ class DatasetEntry:
     licence: str
     in_chans: int
     resumable: bool = False  # its fetch goes on from what an interrupted one left
+    own_files: bool = False  # checked and read where the user has them, side by side; fetch takes the placement too
     video: bool = False  # its samples are clips
     masks: bool = False  # its samples have a class for every pixel, instead of a label
     mirror_safe: bool = True  # a mirrored sample still has its label
 
-    def fetch(self, options: DatasetOptions, raw_dir: Path) -> None:
-        """Write the raw data into the directory `raw_dir`; raises UserError."""
-        self._module().fetch(options, raw_dir)
+    def fetch(self, options: DatasetOptions, raw_dir: Path, placement: "Placement | None" = None) -> None:
+        """Write the raw data into the directory `raw_dir`; raises UserError.
+
+        Args:
+            placement: Where a user's own files are checked; None: in this process.
+        """
+        module: Any = self._module()
+        if self.own_files:
+            module.fetch(options, raw_dir, placement)
+        else:
+            module.fetch(options, raw_dir)
 
     def samples(self, options: DatasetOptions, raw_dir: Path, split: str) -> Sequence[Sample]:
         """The samples of `split`, lazily; raises UserError."""
@@ -94,6 +107,11 @@ class DatasetEntry:
     def class_names(self, options: DatasetOptions, raw_dir: Path) -> list[str]:
         """The names of the classes 0, 1, ..."""
         return self._module().load_class_names(options, raw_dir)
+
+    def write_ready(self, options: DatasetOptions, raw_dir: Path, out_dir: Path) -> "Manifest | None":
+        """Write shards that are published as such; None: they are to be made of the samples."""
+        write = getattr(self._module(), "write_shards", None)
+        return write(options, raw_dir, out_dir) if write else None
 
     def dropped(self, options: DatasetOptions, raw_dir: Path) -> "list[Dropped]":
         """What was left out of the raw data, for modules that may leave something out."""
@@ -135,6 +153,33 @@ DATASETS: dict[str, DatasetEntry] = {
         source="the user's own images",
         licence="as the images",
         in_chans=3,
+        resumable=True,
+        own_files=True,
+    ),
+    "imagenet1k": DatasetEntry(
+        options=Imagenet1kOptions,
+        module="pipeline.data.imagenet",
+        source="the user's own copy of ImageNet-1k (ILSVRC 2012, arXiv 1409.0575)",
+        licence="for research, see its publisher",
+        in_chans=3,
+        resumable=True,
+        own_files=True,
+    ),
+    "webdataset": DatasetEntry(
+        options=WebdatasetOptions,
+        module="pipeline.data.tar_folder",
+        source="the user's own shards",
+        licence="as the images",
+        in_chans=3,
+        resumable=True,
+        own_files=True,
+    ),
+    "published-shards": DatasetEntry(
+        options=PublishedShardsOptions,
+        module="pipeline.data.remote_shards",
+        source="as the manifest says",
+        licence="as the manifest says",
+        in_chans=3,
     ),
     "fashion-mnist": DatasetEntry(
         options=FashionMnistOptions,
@@ -159,6 +204,7 @@ DATASETS: dict[str, DatasetEntry] = {
         licence="CC BY 4.0 for the annotations, as the uploaders say for the clips",
         in_chans=3,
         resumable=True,
+        own_files=True,
         video=True,
     ),
     "ssv2": DatasetEntry(
@@ -168,6 +214,7 @@ DATASETS: dict[str, DatasetEntry] = {
         licence="for research, see its publisher",
         in_chans=3,
         resumable=True,
+        own_files=True,
         video=True,
         mirror_safe=False,  # "from left to right"
     ),
@@ -177,6 +224,8 @@ DATASETS: dict[str, DatasetEntry] = {
         source="the user's own copy of ADEChallengeData2016 (arXiv 1608.05442)",
         licence="BSD 3-Clause for the annotations, research and teaching only for the pictures",
         in_chans=3,
+        resumable=True,
+        own_files=True,
         masks=True,
     ),
 }

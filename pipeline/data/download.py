@@ -1,4 +1,4 @@
-"""Published files over HTTP: resumable, checked by sha256, with a progress bar."""
+"""Published files over HTTPS: resumable, checked by sha256, with a progress bar."""
 
 import shutil
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from pipeline.data.verify import hash_file
+from pipeline.data.addresses import CheckedSession
+from pipeline.data.hashes import hash_file
 from pipeline.errors import UserError
 
 CHUNK_BYTES = 1 << 16  # what a broken connection loses at most
@@ -30,7 +31,8 @@ def fetch_files(url: str, files: tuple[RemoteFile, ...], directory: Path) -> Non
     goes on where it stopped.
 
     Raises:
-        UserError: if the disk is too small, the server unreachable, or a file not the published one.
+        UserError: if the disk is too small, the server unreachable or inside this network, or a file not the
+            published one.
     """
     missing = [file for file in files if not _is_complete(directory / file.name, file)]
     _check_space(directory, sum(file.num_bytes - _size(_part(directory, file)) for file in missing))
@@ -60,7 +62,10 @@ def _receive(url: str, file: RemoteFile, part: Path) -> None:
     done = _size(part)
     # The bytes as they are stored: a transparently unpacked answer would have another length and another hash.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+    with (
+        CheckedSession() as session,
+        session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response,
+    ):
         if response.status_code not in (200, 206):
             answer = f"{response.status_code} {response.reason}"
             raise UserError(f"{url}: the server answers {answer}; see `dataset.url` for another")
@@ -73,6 +78,8 @@ def _receive(url: str, file: RemoteFile, part: Path) -> None:
             tqdm(desc=file.name, total=total, initial=done, unit="B", unit_scale=True, disable=None) as progress,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
+                if out.tell() + len(chunk) > file.num_bytes:  # an answer without a length may have no end
+                    raise UserError(f"{url}: sends more than the {file.num_bytes} bytes of the published file")
                 out.write(chunk)
                 progress.update(len(chunk))
 

@@ -6,14 +6,14 @@ Both are JSON, read without opening a single shard.
 import functools
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pipeline.data.hashes import crc32
 from pipeline.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
@@ -45,6 +45,10 @@ class ShardInfo:
     num_samples: int
     num_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if "/" in self.file + self.sha256:  # both become names of files
+            raise ValueError(f"{self.file!r} is no file name")
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,16 @@ class SplitIndex(NamedTuple):
     label_spans: np.ndarray | None  # (n, 2) int64; None for segmentation
     mask_spans: np.ndarray | None  # (n, 2) int64, the class of every pixel; None for classification
     num_frames: np.ndarray | None  # (n,) int32; None: images
+    extents: np.ndarray  # (n, 2) int64: offset and length of the piece of the tar that has all the sample's members
+    members: np.ndarray  # (n, m, 2) int64: the spans of all members by extension, (0, 0) for one that it has not
     crc32: np.ndarray  # (n,) int64, `sum_members` of every sample
+
+    def sum_sample(self, index: int, data: bytes) -> int:
+        """The CRC-32 of sample `index`, as `sum_members`, of the bytes that were found at its extent."""
+        start, crc, view = int(self.extents[index, 0]), 0, memoryview(data)
+        for offset, size in self.members[index].tolist():
+            crc = crc32(view[offset - start : offset - start + size] if size else b"", crc)
+        return crc
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -110,8 +123,7 @@ def load_manifest(directory: Path) -> Manifest:
     Raises:
         ShardError: if it is missing or damaged.
     """
-    data = _read(directory / MANIFEST_FILE)
-    return _parse(directory / MANIFEST_FILE, data, _parse_manifest)
+    return _parse(path := directory / MANIFEST_FILE, _read(path), _parse_manifest)
 
 
 def load_members(directory: Path) -> dict[str, list[tuple[str, Members]]]:
@@ -133,7 +145,7 @@ def encode_index(
 
 def sum_members(members: Mapping[str, bytes]) -> int:
     """The CRC-32 of a sample: of its members' data, one behind the other by extension."""
-    return functools.reduce(lambda crc, extension: zlib.crc32(members[extension], crc), sorted(members), 0)
+    return functools.reduce(lambda crc, extension: crc32(members[extension], crc), sorted(members), 0)
 
 
 def load_split_index(directory: Path, split: str) -> SplitIndex:
@@ -144,43 +156,60 @@ def load_split_index(directory: Path, split: str) -> SplitIndex:
     """
     path = directory / INDEX_FILE
     state = path.stat() if path.is_file() else None
-    changed = (state.st_size, state.st_mtime_ns, state.st_ino) if state else None
+    changed = state and (state.st_size, state.st_mtime_ns, state.st_ino)
     return _load_split_index(directory, split, load_manifest(directory).sha256, changed)
 
 
 @functools.lru_cache(maxsize=8)
 def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex:
     index, manifest = _load_index(directory), load_manifest(directory)
+    by_pixel, counts = manifest.task == "segmentation", index.get("num_frames")
     files = tuple(shard.file for shard in manifest.split(split).shards)
-    samples = [(i, key, where) for i, file in enumerate(files) for key, where in index["shards"][file]]
-    counts, by_pixel = index.get("num_frames"), manifest.task == "segmentation"
+    stored = [index["shards"][file] for file in files]
+    extensions, members = _all_members([where for shard in stored for _, where in shard])
+
+    def spans_of(*wanted: str) -> np.ndarray:
+        """Of each sample's first member that is one of `wanted`."""
+        found = [members[:, i] for i, extension in enumerate(extensions) if extension in wanted]
+        found = found or [np.zeros((len(members), 2), np.int64)]
+        spans = functools.reduce(lambda first, other: np.where(first[:, :1] > 0, first, other), found)
+        if (spans[:, 0] == 0).any():
+            raise ShardError(f"{directory / INDEX_FILE}: a sample of {split} has no {' or '.join(wanted)}")
+        return spans
+
     return SplitIndex(
         files=files,
-        keys=tuple(key for _, key, _ in samples),
-        shards=np.array([i for i, _, _ in samples], np.int32),
-        image_spans=_spans([where[media_extension(where)] for _, _, where in samples]),
-        label_spans=None if by_pixel else _spans([where["cls"] for _, _, where in samples]),
-        mask_spans=_spans([where[CLASSES] for _, _, where in samples]) if by_pixel else None,
+        keys=tuple(key for shard in stored for key, _ in shard),
+        shards=np.repeat(np.arange(len(files), dtype=np.int32), [len(shard) for shard in stored]),
+        image_spans=spans_of(*IMAGES, *CLIPS),
+        label_spans=None if by_pixel else spans_of("cls"),
+        mask_spans=spans_of(CLASSES) if by_pixel else None,
         num_frames=None if counts is None else np.array([n for file in files for n in counts[file]], np.int32),
+        extents=_extents(members),
+        members=members,
         crc32=np.array([crc for file in files for crc in index["crc32"][file]], np.int64),
     )
 
 
-def _spans(found: list[tuple[int, int]]) -> np.ndarray:
-    return np.array(found, np.int64).reshape(-1, 2)
+def _all_members(samples: list[Members]) -> tuple[list[str], np.ndarray]:
+    """All extensions in order, and the spans (n, m, 2) int64 of each sample's."""
+    extensions = sorted(set().union(*samples))
+    if all(list(where) == extensions for where in samples):  # as a rule; a million samples take a while else
+        flat = np.fromiter((n for where in samples for span in where.values() for n in span), np.int64)
+    else:
+        flat = np.array([[where.get(extension, (0, 0)) for extension in extensions] for where in samples], np.int64)
+    return extensions, flat.reshape(len(samples), len(extensions), 2)
 
 
-def media_extension(members: Iterable[str]) -> str:
-    """Which of a sample's members is the image or the clip; raises KeyError if none is."""
-    for extension in members:
-        if extension in IMAGES or extension in CLIPS:
-            return extension
-    raise KeyError("no image or clip")
+def _extents(members: np.ndarray) -> np.ndarray:
+    """From the first byte of a sample's first member to the last of its last: (n, 2) int64."""
+    far = np.iinfo(np.int64).max
+    starts = np.where(members[..., 0] > 0, members[..., 0], far).min(1, initial=far)
+    return np.stack([starts, members.sum(-1).max(1, initial=0) - starts], 1).reshape(-1, 2)
 
 
 def _load_index(directory: Path) -> dict[str, Any]:
-    path = directory / INDEX_FILE
-    data = _read(path)
+    data = _read(path := directory / INDEX_FILE)
     if hashlib.sha256(data).hexdigest() != load_manifest(directory).index_sha256:
         raise ShardError(f"{path}: not the index that {MANIFEST_FILE} was written with; run the stage `shard` again")
     return _parse(path, data, json.loads)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pipeline.data.archives import shown
 from pipeline.data.index import Dropped
 from pipeline.errors import UserError, problem
 
@@ -20,7 +21,7 @@ def refuse_too_many(max_bad_frac: float, total: int, dropped: Sequence[Dropped],
     """
     if len(dropped) <= max_bad_frac * total:
         return
-    named = ", ".join(f"{file} {reason}" for file, reason in dropped[:NUM_NAMED])
+    named = ", ".join(f"{shown(file)} {shown(reason)}" for file, reason in dropped[:NUM_NAMED])
     more = f", and {len(dropped) - NUM_NAMED} more" if len(dropped) > NUM_NAMED else ""
     counts = ", ".join(f"{count} x {reason}" for reason, count in count_reasons(dropped).items())
     rule = f"{len(dropped)} of {total} {what} cannot be used ({counts}): {named}{more}"

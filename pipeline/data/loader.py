@@ -11,7 +11,7 @@ from pipeline.data.clips import ClipSampling, ClipTransform, Views
 from pipeline.data.dataset import AnyTransform, Loaded, ShardDataset
 from pipeline.data.index import load_manifest, load_split_index
 from pipeline.data.masks import MaskTransform
-from pipeline.data.order import GlobalBatches, eval_batches
+from pipeline.data.order import GlobalBatches, eval_batches, keep
 from pipeline.data.transforms import Transform
 from pipeline.data.verify import Verify
 from pipeline.errors import UserError, problem
@@ -34,6 +34,7 @@ def train_loader(
     clips: ClipSampling | None = None,
     masks: MasksConfig | None = None,
     verify: Verify = "sha256",
+    dropped: Sequence[int] = (),
 ) -> DataLoader[Any]:
     """This rank's batches of one epoch: (images (B, C, H, W) float32, labels (B,) int64, indices (B,) int64).
 
@@ -44,18 +45,19 @@ def train_loader(
         augment, img_size: See `Transform`; where pixels have classes, `masks` takes the place of `augment`.
         clips: How the frames of a clip are chosen; None where the samples are images.
         masks: See `MaskTransform`; None where the samples have labels.
+        dropped: See `ShardDataset`; the order is the permutation of the samples that remain.
 
     Raises:
         ShardError: if a shard is not what the manifest says.
         UserError: as `GlobalBatches`.
     """
     transform = _for_samples(directory, Transform(augment, seed, epoch, img_size), clips, masks=masks)
-    dataset = ShardDataset(directory, "train", transform, verify)
+    dataset = ShardDataset(directory, "train", transform, verify, dropped)
     repeats, paired = (augment.aug_repeats, augment.mixes) if isinstance(augment, AugmentConfig) else (1, False)
     batches = GlobalBatches(
-        len(dataset), global_batch_size, seed, epoch, rank, world_size, start_batch, repeats, paired
+        len(dataset.kept), global_batch_size, seed, epoch, rank, world_size, start_batch, repeats, paired
     )
-    return _loader(dataset, batches, loader_workers, _collate)
+    return _loader(dataset, keep(batches, len(dataset), dropped), loader_workers, _collate)
 
 
 def eval_loader(
@@ -71,6 +73,7 @@ def eval_loader(
     clips: ClipSampling | None = None,
     views: Views | None = None,
     masks: MasksConfig | None = None,
+    dropped: Sequence[int] = (),
 ) -> DataLoader[Any]:
     """This rank's part of a split: (images (B, C, H, W) float32, labels (B,) int64, indices (B,) int64).
 
@@ -78,20 +81,22 @@ def eval_loader(
     every pixel has a class, images and classes differ in size: lists of B images (C, h, w) float32 and of B (H, W)
     uint8, the classes of the image as it is stored.
 
-    Over the ranks every sample comes exactly once, in batches that do not depend on the number of ranks; nothing is
-    padded, so the last batch may be short and, with more ranks than batches, a rank may have none.
+    Over the ranks every sample that is not left out comes exactly once, in batches that do not depend on the number
+    of ranks; nothing is padded, so the last batch may be short and, with more ranks than batches, a rank may have none.
 
     Args:
         augment, img_size: How a picture is cropped for a test, see `Transform`; nothing is random.
         clips: How the frames of a clip are chosen; None where the samples are images.
         masks: How an image is resized, see `MaskTransform`.
+        dropped: See `ShardDataset`.
 
     Raises:
         ShardError: if a shard is not what the manifest says.
     """
-    dataset = eval_dataset(directory, split, verify, augment, img_size, clips, views, masks)
+    dataset = eval_dataset(directory, split, verify, augment, img_size, clips, views, masks, dropped)
     collate = _collate_lists if isinstance(dataset.transform, MaskTransform) else _collate
-    return _loader(dataset, eval_batches(len(dataset), batch_size, rank, world_size), loader_workers, collate)
+    batches = keep(eval_batches(len(dataset.kept), batch_size, rank, world_size), len(dataset), dropped)
+    return _loader(dataset, batches, loader_workers, collate)
 
 
 def eval_dataset(
@@ -103,10 +108,11 @@ def eval_dataset(
     clips: ClipSampling | None = None,
     views: Views | None = None,
     masks: MasksConfig | None = None,
+    dropped: Sequence[int] = (),
 ) -> ShardDataset:
-    """What `eval_loader` makes its batches of."""
+    """What `eval_loader` makes its batches of; its `kept` are the samples that are not left out."""
     transform = _for_samples(directory, Transform(augment, img_size=img_size, training=False), clips, views, masks)
-    return ShardDataset(directory, split, transform, verify)
+    return ShardDataset(directory, split, transform, verify, dropped)
 
 
 def _for_samples(

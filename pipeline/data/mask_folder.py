@@ -1,36 +1,38 @@
 """ade20k: scenes with a class for every pixel, from the user's own copy of ADEChallengeData2016.
 
 PATH/images/{training,validation}/NAME.jpg and PATH/annotations/{training,validation}/NAME.png, where 0 is no class and
-1 to 150 are ours from 0 on. Fetching copies nothing: it decodes every picture and its mask once, on all cores, and
-writes down a listing with hashes. What cannot be used is listed with its reason and left out, as long as it is no more
-than `max_bad_frac` of all pictures. The published validation part is the test split; val is taken from training.
+1 to 150 are ours from 0 on. Fetching copies nothing: it decodes every picture and its mask once, on all cores or
+nodes, and writes down a listing with hashes. What cannot be used is listed with its reason and left out, as long as it
+is no more than `max_bad_frac` of all pictures. The published validation part is the test split; val is taken from
+training.
 """
 
+import functools
 import hashlib
-import io
 import json
-import warnings
+import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from pipeline.config import Placement
 from pipeline.data.catalog import IGNORE, SPLITS, Encoded, Sample
-from pipeline.data.image_folder import BOMBS, is_plain_jpeg
+from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
 from pipeline.data.lazy import LazySamples
 from pipeline.data.listed import read_listed, refuse_too_many
 from pipeline.data.options import Ade20kOptions
+from pipeline.data.pictures import MAX_BYTES, BadPicture, is_plain_jpeg, open_picture
+from pipeline.data.places import read_place
 from pipeline.data.published import choose_splits
 from pipeline.errors import UserError, problem
 from pipeline.files import write_json_atomic
-from pipeline.provenance import usable_cores
 
 LISTING = "listing.json"
+SCENES = How("img", group_size=200, little=500)
 NAMES = "objectInfo150.txt"  # beside the pictures in the published archive
 NUM_CLASSES = 150
 PARTS = ("validation", "training")  # of two copies of a picture the first one's stays: no test picture is trained on
@@ -52,11 +54,7 @@ class Checked(NamedTuple):
     sha256: tuple[str, str]  # of the picture, and of its mask
 
 
-class BadFile(Exception):
-    """A picture or a mask cannot be used; the message says why."""
-
-
-def fetch(options: Ade20kOptions, raw_dir: Path) -> None:
+def fetch(options: Ade20kOptions, raw_dir: Path, placement: Placement | None = None) -> None:
     """Check every picture and its mask, and write listing.json.
 
     Raises:
@@ -68,7 +66,7 @@ def fetch(options: Ade20kOptions, raw_dir: Path) -> None:
     pairs, alone = find_pairs(root)
     if not pairs:
         raise UserError(problem("dataset.path", str(root), f"is no copy of {options.name}", f"it needs {LAYOUT}"))
-    checked, bad = check_pairs(root, pairs)
+    checked, bad = check_pairs(root, pairs, raw_dir, placement)
     dropped = sorted(alone + bad)
     refuse_too_many(options.max_bad_frac, len(checked) + len(dropped), dropped, "pictures")
     splits = choose_splits([c.pair.part == "validation" for c in checked], options)
@@ -81,6 +79,7 @@ def fetch(options: Ade20kOptions, raw_dir: Path) -> None:
     ]
     listing = {"class_names": read_names(root / NAMES), "pictures": pictures, "dropped": dropped}
     write_json_atomic(raw_dir / LISTING, listing)
+    shutil.rmtree(raw_dir / CHECKED, ignore_errors=True)
 
 
 def load_class_names(options: Ade20kOptions, raw_dir: Path) -> list[str]:
@@ -122,45 +121,50 @@ def find_pairs(root: Path) -> tuple[list[Pair], list[Dropped]]:
     return pairs, alone
 
 
-def check_pairs(root: Path, pairs: Sequence[Pair]) -> tuple[list[Checked], list[Dropped]]:
+def check_pairs(
+    root: Path, pairs: Sequence[Pair], raw_dir: Path, placement: Placement | None
+) -> tuple[list[Checked], list[Dropped]]:
     """Decode all; what is damaged, does not fit together, or is in the data set already is dropped."""
-    with ThreadPoolExecutor(usable_cores()) as pool:  # decoding releases the interpreter
-        try:
-            found = pool.map(lambda pair: check_pair(root, pair), pairs)
-            results = list(tqdm(found, desc="check", total=len(pairs), unit="img", disable=None))
-        finally:
-            pool.shutdown(cancel_futures=True)  # who interrupts it need not wait for the rest
+    memory = raw_dir / CHECKED if len(pairs) > SCENES.group_size else None
+    check, files_of = functools.partial(check_pair, root), functools.partial(find_files, root)
+    results = check_all(check, pairs, files_of, SCENES, memory, placement)
     first: dict[str, str] = {}
     checked, dropped = [], []
-    for result in results:
-        if isinstance(result, Dropped):
-            dropped.append(result)
-        elif (other := first.setdefault(result.sha256[0], result.pair.image)) != result.pair.image:
-            dropped.append(Dropped(result.pair.image, f"is a copy of another picture: {other}"))
+    for pair, result in zip(pairs, results, strict=True):
+        image_sha256, *others = result
+        if not image_sha256:
+            dropped.append(Dropped(*others))
+        elif (other := first.setdefault(image_sha256, pair.image)) != pair.image:
+            dropped.append(Dropped(pair.image, f"is a copy of another picture: {other}"))
         else:
-            checked.append(result)
+            checked.append(Checked(pair, (image_sha256, *others)))
     return checked, dropped
 
 
-def check_pair(root: Path, pair: Pair) -> Checked | Dropped:
-    """One picture and its mask, read and decoded."""
+def check_pair(root: Path, pair: Pair) -> Found:
+    """(sha256 of the picture, of its mask), or ("", the file that is bad, why)."""
     file = pair.image
     try:
-        image_data = (root / file).read_bytes()
+        image_data = read_place(root, [file], MAX_BYTES)
         height, width = to_pixels(image_data).shape[:2]
         file = pair.mask
-        mask_data = (root / file).read_bytes()
+        mask_data = read_place(root, [file], MAX_BYTES)
         classes = to_classes(mask_data)
         if classes.shape != (height, width):
             sizes = f"{classes.shape[0]} x {classes.shape[1]} instead of {height} x {width} pixels"
-            raise BadFile(f"is a mask of another size than its picture: {sizes}")
+            raise BadPicture(f"is a mask of another size than its picture: {sizes}")
         if (classes == IGNORE).all():
-            raise BadFile("has no pixel with a class")
-    except BadFile as error:
-        return Dropped(file, str(error))
+            raise BadPicture("has no pixel with a class")
+    except BadPicture as error:
+        return "", file, str(error)
     except OSError as error:
-        return Dropped(file, f"cannot be read ({error.strerror})")
-    return Checked(pair, (hashlib.sha256(image_data).hexdigest(), hashlib.sha256(mask_data).hexdigest()))
+        return "", file, f"cannot be read ({error.strerror})"
+    return hashlib.sha256(image_data).hexdigest(), hashlib.sha256(mask_data).hexdigest()
+
+
+def find_files(root: Path, pair: Pair) -> list[Path]:
+    """The files of a pair."""
+    return [root / pair.image, root / pair.mask]
 
 
 def to_stored(data: bytes) -> np.ndarray | Encoded:
@@ -171,19 +175,22 @@ def to_stored(data: bytes) -> np.ndarray | Encoded:
 
 
 def to_pixels(data: bytes) -> np.ndarray:
-    """A picture -> (H, W, 3) uint8, as its mask lies over it: not turned. Raises BadFile."""
-    return np.asarray(_decode(data, ("JPEG", "PNG")).convert("RGB"))
+    """A picture -> (H, W, 3) uint8, as its mask lies over it: not turned. Raises BadPicture."""
+    return open_picture(data, ("JPEG", "PNG"), lambda image: np.asarray(image.convert("RGB")))
 
 
 def to_classes(data: bytes) -> np.ndarray:
-    """A mask -> (H, W) uint8: our classes, from 0, and IGNORE for the published 0. Raises BadFile."""
-    mask = _decode(data, ("PNG",))
-    if mask.mode not in ("L", "P"):
-        raise BadFile(f"is no mask of one byte per pixel: mode {mask.mode}")
-    published = np.asarray(mask)
+    """A mask -> (H, W) uint8: our classes, from 0, and IGNORE for the published 0. Raises BadPicture."""
+    published = open_picture(data, ("PNG",), _read_mask)
     if published.max() > NUM_CLASSES:
-        raise BadFile(f"has an unknown class: {published.max()}, they end with {NUM_CLASSES}")
+        raise BadPicture(f"has an unknown class: {published.max()}, they end with {NUM_CLASSES}")
     return np.where(published == 0, np.uint8(IGNORE), published - np.uint8(1))
+
+
+def _read_mask(mask: Image.Image) -> np.ndarray:
+    if mask.mode not in ("L", "P"):
+        raise BadPicture(f"is no mask of one byte per pixel: mode {mask.mode}")
+    return np.asarray(mask)
 
 
 def read_names(path: Path) -> list[str]:
@@ -194,21 +201,6 @@ def read_names(path: Path) -> list[str]:
         if others and number.strip().isdecimal() and 1 <= int(number) <= NUM_CLASSES:
             names[int(number) - 1] = others[-1].split(",")[0].strip()
     return names
-
-
-def _decode(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """The whole picture; raises BadFile if it is not one."""
-    if not data:
-        raise BadFile("is empty")
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of a picture that would fill the memory when it is unpacked.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=formats)
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, *BOMBS) as error:
-        raise BadFile(f"cannot be decoded ({str(error).split('<')[0].strip()})") from None
 
 
 def _files(root: Path, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pipeline.schema import inconsistent
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+BadFraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Planned(NamedTuple):
@@ -100,6 +101,12 @@ class StoreOptions(BaseModel):
     quality: int = Field(ge=1, le=100)  # of what is resized, or was no JPEG; other pictures keep their bytes
 
 
+def _squares_or_whole(img_size: int | None, store: StoreOptions | None) -> None:
+    if (img_size is None) == (store is None):
+        rule = "write one of img_size (squares) and store (whole pictures)"
+        raise inconsistent("img_size", img_size, rule)
+
+
 class ExpectOptions(BaseModel):
     """What a complete copy of a published set has: an incomplete one is refused, and plans need no data."""
 
@@ -125,12 +132,11 @@ class ImageFolderOptions(DatasetOptions):
     test_frac: Fraction | None
     seed: Seed
     expect: ExpectOptions | None = None
+    max_bad_frac: BadFraction = 0.0  # share of the pictures that may be unusable; they are left out
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "ImageFolderOptions":
-        if (self.img_size is None) == (self.store is None):
-            rule = "write one of img_size (squares) and store (whole pictures)"
-            raise inconsistent("img_size", self.img_size, rule)
+        _squares_or_whole(self.img_size, self.store)
         if self.val_frac + (self.test_frac or 0) >= 1:
             raise inconsistent("test_frac", self.test_frac, "with val_frac leaves nothing to train on")
         return self
@@ -140,6 +146,57 @@ class ImageFolderOptions(DatasetOptions):
         if self.expect is None:
             return None
         return Planned(self.expect.num_classes, round(self.expect.num_train * (1 - self.val_frac)))
+
+
+class Imagenet1kOptions(DatasetOptions):
+    """The user's own copy of ImageNet-1k, in whatever of its published forms it is; its val is the test split.
+
+    PATH has the official archives, which are read where they are (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar,
+    ILSVRC2012_devkit_t12.tar.gz), or train/CLASS/* and val/CLASS/*, or data/{train,validation}-*.parquet.
+    """
+
+    name: Literal["imagenet1k"]
+    path: str
+    store: StoreOptions
+    val_frac: Fraction  # of every class of train, for choices
+    seed: Seed
+    max_bad_frac: BadFraction  # share of the pictures that may be unusable; they are left out
+    expect: ExpectOptions | None = None
+
+    def planned(self) -> Planned | None:
+        """What is expected, without the val that is taken from it."""
+        if self.expect is None:
+            return None
+        return Planned(self.expect.num_classes, round(self.expect.num_train * (1 - self.val_frac)))
+
+
+class TarPatterns(BaseModel):
+    """The tars of every split, relative to the folder; * and ** as in a shell."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    train: str = "train/*.tar"
+    val: str = "val/*.tar"
+    test: str = "test/*.tar"
+
+
+class WebdatasetOptions(DatasetOptions):
+    """The user's own tars of pictures with labels, as WebDataset has them: PATH/{train,val,test}/*.tar."""
+
+    name: Literal["webdataset"]
+    path: str
+    tars: TarPatterns = TarPatterns()
+    label: str  # the member with the label: cls, a whole number, or json:KEY, a number or a name
+    img_size: Annotated[int, Field(ge=8)] | None = None  # pixels: squares; the shorter side is resized to it
+    store: StoreOptions | None = None  # or whole pictures
+    max_bad_frac: BadFraction  # share of the samples that may be unusable; they are left out
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "WebdatasetOptions":
+        _squares_or_whole(self.img_size, self.store)
+        if self.label != "cls" and not (self.label.startswith("json:") and len(self.label) > 5):
+            raise inconsistent("label", self.label, "must be cls, or json:KEY for a key of the member .json")
+        return self
 
 
 class PublishedOptions(DatasetOptions):
@@ -153,6 +210,14 @@ class DownloadOptions(PublishedOptions):
     """One that we download."""
 
     url: str | None = None  # folder of a mirror; not science, the files' sha256 are fixed
+
+
+class PublishedShardsOptions(DatasetOptions):
+    """Shards that somebody has published, images with labels: a folder with manifest.json, index.json and the tars."""
+
+    name: Literal["published-shards"]
+    url: str  # https://, s3://, gs:// or file://; not science, the manifest's sha256 is
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FashionMnistOptions(DownloadOptions):

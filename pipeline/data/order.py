@@ -7,8 +7,9 @@ With repeated augmentation a sample comes several times in an epoch. What is ord
 d % n, for the (d // n)-th time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -96,3 +97,38 @@ def eval_batches(num_samples: int, batch_size: int, rank: int = 0, world_size: i
     batches = [list(range(i, min(i + batch_size, num_samples))) for i in range(0, num_samples, batch_size)]
     start, stop = (len(batches) * r // world_size for r in (rank, rank + 1))
     return batches[start:stop]
+
+
+class Batches(Iterable[list[int]], Sized, Protocol):
+    """What a DataLoader takes for its batches."""
+
+
+def kept_indices(num_samples: int, dropped: Sequence[int]) -> np.ndarray:
+    """The samples of a split that are not left out: increasing (m,) int64."""
+    return np.delete(np.arange(num_samples, dtype=np.int64), np.asarray(dropped, np.int64))
+
+
+@dataclass(frozen=True)
+class KeptBatches:
+    """Batches of the m samples that are kept -> the same as draws of the whole split of n.
+
+    Draw d of the kept is the (d % m)-th kept sample, for the (d // m)-th time.
+    """
+
+    batches: Batches
+    num_samples: int  # n
+    dropped: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        kept = kept_indices(self.num_samples, self.dropped)
+        for batch in self.batches:
+            repeats, places = np.divmod(np.asarray(batch, np.int64), len(kept))
+            yield (kept[places] + repeats * self.num_samples).tolist()
+
+
+def keep(batches: Batches, num_samples: int, dropped: Sequence[int]) -> Batches:
+    """`batches` of the samples that remain, in numbers of the whole split; themselves if none is left out."""
+    return KeptBatches(batches, num_samples, tuple(dropped)) if len(dropped) else batches

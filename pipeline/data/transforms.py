@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pipeline.data.augment import Recipe, apply, build_augmentation, build_test_crop
 from pipeline.recipe import Augment, AugmentConfig
@@ -34,22 +35,28 @@ class Transform:
     img_size: int = 0
     training: bool = True
 
-    def __call__(self, pixels: np.ndarray, index: int, repeat: int = 0) -> torch.Tensor:
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it works on Pillow's pictures, and may be given them."""
+        return isinstance(self.augment, AugmentConfig)
+
+    def __call__(self, pixels: np.ndarray | Image.Image, index: int, repeat: int = 0) -> torch.Tensor:
         """Sample `index` of the split -> (C, H, W) float32 of an image, (C, T, H, W) of a clip.
 
         All frames of a clip are drawn alike: it is one view of one scene.
 
         Args:
-            pixels: (H, W) or (H, W, C) uint8 of an image, (T, H, W, C) of a clip.
+            pixels: (H, W) or (H, W, C) uint8 of an image, (T, H, W, C) of a clip; a picture if it takes them.
             repeat: Which of the times that the sample comes in this epoch.
         """
-        if pixels.ndim == 4:
+        if isinstance(pixels, np.ndarray) and pixels.ndim == 4:
             return torch.stack([self._view(frame, index, repeat) for frame in pixels], 1)
         return self._view(pixels, index, repeat)
 
-    def _view(self, image: np.ndarray, index: int, repeat: int) -> torch.Tensor:
+    def _view(self, image: np.ndarray | Image.Image, index: int, repeat: int) -> torch.Tensor:
         if isinstance(self.augment, AugmentConfig):
             return apply(self._recipe, image, [self.seed, self.epoch, index, repeat])
+        assert isinstance(image, np.ndarray)
         if self.training and self.augment == "flip_crop":
             image = flip_crop(image, np.random.default_rng([self.seed, self.epoch, index]))
         return normalise(image)

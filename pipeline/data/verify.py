@@ -1,53 +1,64 @@
 """Are the shards the ones that were written? Found out before anything is trained on them."""
 
-import functools
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from pipeline.data.hashes import hash_file, hash_once
 from pipeline.data.index import Manifest, ShardError, ShardInfo, load_manifest, load_split_index
+from pipeline.data.source import REMEDY, ShardSource, open_source
 
-Verify = Literal["sha256", "size"]
-REMEDY = "run the stage `shard` again"
+__all__ = ["Verify", "check_bytes", "check_shard", "hash_file", "hash_once", "verify_shards"]
+
+PIECE_BYTES = 2**23
+AT_ONCE = 8
+Verify = Literal["sha256", "size", "samples"]
 
 
 def verify_shards(directory: Path, verify: Verify = "sha256", splits: Iterable[str] | None = None) -> Manifest:
     """Check manifest, index and the shards of `splits` (all by default) and return the manifest.
 
     Args:
-        verify: "sha256" reads every byte, once per process; "size" looks at the lengths only.
+        verify: "sha256" reads every byte, once per process; of shards that are elsewhere it is checked where they come
+            into the cache, and here their lengths. "size" looks at the lengths only, "samples" at no shard: a sample's
+            CRC is compared when it is read, whatever is chosen here.
 
     Raises:
         ShardError: naming the first file that is missing, cut short or altered.
+        UserError: they are elsewhere and cannot be reached.
     """
     manifest = load_manifest(directory)
+    source = open_source(directory)
+    shards: list[ShardInfo] = []
     for split in manifest.splits if splits is None else splits:
         load_split_index(directory, split)
-        for shard in manifest.split(split).shards:
-            check_shard(directory / shard.file, shard, verify)
+        shards += manifest.split(split).shards if verify != "samples" else ()
+    if shards:
+        with ThreadPoolExecutor(min(AT_ONCE, len(shards))) as threads:  # they wait for a disk, or for a network
+            list(threads.map(lambda shard: check_shard(source, shard, verify), shards))
     return manifest
 
 
-def check_shard(path: Path, expected: ShardInfo, verify: Verify) -> None:
+def check_shard(source: ShardSource, expected: ShardInfo, verify: Verify) -> None:
     """Compare one shard with what the manifest says of it; raises ShardError naming it."""
-    if not path.is_file():
-        raise ShardError(f"{path}: shard is missing; {REMEDY}")
-    status = path.stat()
-    if status.st_size != expected.num_bytes:
-        sizes = f"{status.st_size} bytes, the manifest says {expected.num_bytes}"
-        raise ShardError(f"{path}: shard is truncated or overwritten: {sizes}; {REMEDY}")
-    if verify == "sha256" and hash_once(path, status.st_size, status.st_mtime_ns, status.st_ino) != expected.sha256:
-        raise ShardError(f"{path}: shard has been altered: its sha256 is not the manifest's; {REMEDY}")
+    num_bytes, where = source.num_bytes(expected), source.where(expected)
+    if num_bytes is None:
+        raise ShardError(f"{where}: shard is missing; {REMEDY}")
+    if num_bytes != expected.num_bytes:
+        sizes = f"{num_bytes} bytes, the manifest says {expected.num_bytes}"
+        raise ShardError(f"{where}: shard is truncated or overwritten: {sizes}; {REMEDY}")
+    if verify == "sha256" and source.sha256(expected) not in (None, expected.sha256):
+        raise ShardError(f"{where}: shard has been altered: its sha256 is not the manifest's; {REMEDY}")
 
 
-@functools.lru_cache(maxsize=1 << 14)
-def hash_once(path: Path, *state: int) -> str:
-    """sha256 of a file; the same file in the same `state` (size, mtime, inode) is read once per process."""
-    return hash_file(path)
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex; raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check_bytes(source: ShardSource, expected: ShardInfo) -> None:
+    """Read all of a shard that is elsewhere, piece by piece; raises ShardError if it is not what was written."""
+    if source.sha256(expected) is not None:
+        return
+    found = hashlib.sha256()
+    for start in range(0, expected.num_bytes, PIECE_BYTES):
+        found.update(source.read(expected, start, min(PIECE_BYTES, expected.num_bytes - start)))
+    if found.hexdigest() != expected.sha256:
+        raise ShardError(f"{source.where(expected)}: shard has been altered: its sha256 is not the manifest's")

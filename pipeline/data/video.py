@@ -16,8 +16,9 @@ EXTENSION = "apng"  # of what `encode_clip` writes
 FRAMES_PER_S = 8  # players show generated clips at this rate; nothing here depends on it
 # Nothing of the encoder's, the muxer's or the day's goes into the file.
 BITEXACT = {"flags": "+bitexact"}, {"fflags": "+bitexact"}
-
-
+# The files that are opened as clips. All that FFmpeg knows would include playlists, which name other files and URLs.
+FORMATS = "apng,png_pipe,avi,matroska,webm,mov,mp4,mjpeg"
+MAX_PIXELS = 2**25  # of a frame: 8 x 4 thousand
 # A clip whose frames fill less of the time that its file announces has lost its end.
 WHOLE_FRAC = 0.9
 
@@ -109,12 +110,14 @@ def check_clip(source: BinaryIO) -> ClipInfo:
 def _opened(source: BinaryIO) -> Iterator[tuple[Any, Any]]:
     """A file and its first video stream, with FFmpeg's complaints as BadClip."""
     try:
-        with av.open(source, metadata_errors="ignore") as file:  # titles are in any encoding
+        # Titles are in any encoding.
+        with av.open(source, metadata_errors="ignore", options={"format_whitelist": FORMATS}) as file:
             if not file.streams.video:
                 raise BadClip("has no video stream")
             stream = file.streams.video[0]
             if stream.codec_context is None:
                 raise BadClip("has an unknown codec")
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             stream.codec_context.thread_count = 1  # the loader's workers and the checks are the parallel ones
             yield file, stream
     except BadClip:

@@ -13,6 +13,8 @@ def notes(records: Records) -> list[str]:
     source = f"{manifest['source']}; {manifest['licence']}"
     return [
         f"Data: {manifest['dataset']} ({source}), manifest sha256 {sha256[:10]}.{_left_out(manifest)}",
+        *_damaged(records),
+        *_rewound(records),
         f"{_filled(task.counted, manifest)}; mean ± sample standard deviation (n - 1) over the seeds. Only complete "
         "runs are averaged, the others are named.",
         *(_filled(text, manifest) for text in task.details),
@@ -66,6 +68,21 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 def _left_out(manifest: dict[str, Any]) -> str:
     dropped = manifest.get("dropped", [])
     return f" {len(dropped)} of its files are left out, manifest.json says why." if dropped else ""
+
+
+def _damaged(records: Records) -> list[str]:
+    """Which samples of the shards nobody read."""
+    if not records.dropped:
+        return []
+    named = ", ".join(f"{count} of {shard} ({reason})" for (shard, reason), count in records.dropped.items())
+    return [f"Damaged in their shards and left out everywhere, {sum(records.dropped.values())} samples: {named}."]
+
+
+def _rewound(records: Records) -> list[str]:
+    """Which trainings went back before a spike of the loss and left out what followed."""
+    runs = [run for run in (*records.runs, *records.trials, *records.checks) if run.rewinds]
+    named = ", ".join(f"{run.name} seed {run.seed} ({len(run.rewinds)} times)" for run in runs)
+    return [f"Rewound where the loss was not finite or leapt, as train.divergence says: {named}."] if runs else []
 
 
 def _counter(bench: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Nothing is computed and nothing dropped: a run that did not finish, or was not e
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,7 @@ class Run:
     world_size: int | None = None
     wall_s: float | None = None
     provenance: Json = field(default_factory=dict)
+    rewinds: tuple[Json, ...] = ()  # where the training went back before a spike of the loss, or a NaN
 
     @property
     def problem(self) -> str:
@@ -94,6 +96,7 @@ class Records:
     benchmark: Json  # how the costs were measured; empty when they were not
     evaluate_dir: Path
     settings: Json = field(default_factory=dict)  # of the evaluation, as in the suite's file, where recorded
+    dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (shard, reason) -> samples left out
 
     @property
     def task(self) -> Task:
@@ -155,8 +158,17 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         costs={architecture_key(model): _cost(model) for model in benchmark.get("models", [])},
         benchmark={key: value for key, value in benchmark.items() if key != "models"},
         evaluate_dir=results_dir / "evaluate",
-        settings={key: value for key, value in evaluated.items() if key not in ("suite", "split", "runs")},
+        settings={key: value for key, value in evaluated.items() if key not in ("suite", "split", "runs", "dropped")},
+        dropped=_load_dropped(results_dir),
     )
+
+
+def _load_dropped(results_dir: Path) -> dict[tuple[str, str], int]:
+    """(shard, reason) -> how many damaged samples no stage read; stages that read the same split name the same."""
+    files = [results_dir / name for name in ("train/runs.json", "sweep/runs.json", "evaluate/metrics.json")]
+    drops = [_read_json(path, {}).get("dropped", {}).get("drops", []) for path in files]
+    samples = {(shard, key, reason) for found in drops for _, shard, key, _, reason in found}
+    return dict(sorted(Counter((shard, reason) for shard, _, reason in samples).items()))
 
 
 def architecture_key(science: Mapping[str, Any]) -> str:
@@ -209,6 +221,7 @@ def _run(raw: Json, stage_dir: Path, tests: Mapping[str, Json]) -> Run:
         **{key: raw[key] for key in given},
         **{key: raw[key] for key in optional if raw.get(key) is not None},
         status=raw.get("status") or "incomplete",
+        rewinds=tuple(raw.get("rewinds", ())),
         manifest_sha256=raw["dataset"]["manifest_sha256"],
         folder=stage_dir / fingerprint,
         test=tests.get(fingerprint),

@@ -37,10 +37,10 @@ def predict(part: Part, device: str = "cpu") -> Segmentations:
     assert part.masks is not None
     manifest = load_manifest(part.shards)
     model = load_model(part.entry, part.weights, manifest.num_classes).to(device)
-    # The stage has verified the shards once for all parts.
+    # The stage has hashed the shards once for all parts.
     loader = eval_loader(
         part.shards, SPLIT, part.batch_size, part.rank, part.world_size, part.loader_workers,
-        verify="size", **how_to_read(part.entry),
+        verify="samples", dropped=part.dropped, **how_to_read(part.entry),
     )  # fmt: skip
     windows = windows_of(part.masks, part.entry["science"]["model"]["img_size"])
     tally, rows = Tally.zero(manifest.num_classes), []
@@ -76,15 +76,15 @@ def classes_of(
         yield logits.argmax(0).to(torch.uint8).cpu()
 
 
-def merge(parts: Iterable[Segmentations], num_samples: int) -> Segmentations:
+def merge(parts: Iterable[Segmentations], num_samples: int, dropped: Sequence[int] = ()) -> Segmentations:
     """The parts of all ranks as one, ordered by index.
 
     Raises:
-        RuntimeError: a sample of the split is missing or occurs twice.
+        RuntimeError: as `in_order`.
     """
     *columns, tallies = zip(*parts, strict=True)
     indices, accuracies, mious = (np.concatenate(arrays) for arrays in columns)
-    order = in_order(indices, num_samples)
+    order = in_order(indices, num_samples, dropped)
     return Segmentations(indices[order], accuracies[order], mious[order], reduce(Tally.plus, tallies))
 
 
@@ -108,10 +108,10 @@ def write_gallery(path: Path, entry: Entry, weights: Path, shards: Path, found: 
     Pictures of other sizes than the model's are shown as the square in their middle.
     """
     manifest = load_manifest(shards)
-    dataset = eval_dataset(shards, SPLIT, verify="size", **how_to_read(entry))
+    dataset = eval_dataset(shards, SPLIT, verify="samples", **how_to_read(entry))
     model: Any = load_model(entry, weights, manifest.num_classes)
     side = entry["science"]["model"]["img_size"]
-    chosen = [dataset[i][:2] for i in range(min(num_chosen, len(dataset)))]
+    chosen = [dataset[int(i)][:2] for i in found.indices[:num_chosen]]
     images = torch.stack([_middle(image, side, 0) for image, _ in chosen])
     truths = torch.stack([_middle_classes(truth, image, side) for image, truth in chosen])
     seen = model.inspect(images)

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import provenance
 from pipeline.config import Params, Suite, Trial
+from pipeline.data.drops import Drops, find_drops
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.options import Planned
 from pipeline.data.verify import verify_shards
@@ -26,7 +27,9 @@ from pipeline.train.run import Run
 
 LOCK_WAIT_S = 30.0  # an interrupted stage needs some seconds to end
 RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
-RESULT_FILES = ("model.safetensors", JOURNAL_NAME)
+WEIGHTS = "model.safetensors"
+RESULT_FILES = (WEIGHTS, JOURNAL_NAME)
+TRAINED_ON = ("train", "val")  # the splits that training reads
 
 
 class Paths(NamedTuple):
@@ -38,26 +41,34 @@ class Paths(NamedTuple):
     params: tuple[Path, ...]  # the params files, for the record
 
 
-def plan_runs(stage: str, suite: Suite, trials: Sequence[Trial], manifest: Manifest, paths: Paths) -> list[Run]:
+def plan_runs(
+    stage: str, suite: Suite, trials: Sequence[Trial], manifest: Manifest, paths: Paths, drops: Drops | None = None
+) -> list[Run]:
     """Every trial with its identity and its folder, in plan order; equal trials share a folder.
+
+    Args:
+        drops: The damaged samples that are left out.
 
     Raises:
         ConfigError: the shards were made from something else than the suite says.
     """
     _check_data(suite, trials, manifest)
-    return _identify(stage, suite, trials, manifest.sha256, paths)
+    return _identify(stage, suite, trials, manifest.sha256, paths, drops or Drops())
 
 
-def _identify(stage: str, suite: Suite, trials: Sequence[Trial], data_sha256: str, paths: Paths) -> list[Run]:
+def _identify(
+    stage: str, suite: Suite, trials: Sequence[Trial], data_sha256: str, paths: Paths, drops: Drops
+) -> list[Run]:
     code = provenance.code_sha256()
 
     def folder(trial: Trial) -> Path:
-        return paths.runs / provenance.fingerprint(trial, data_sha256, code)
+        return paths.runs / provenance.fingerprint(trial, data_sha256 + drops.sha256, code)
 
     return [
         Run(
             suite.name, stage, trial, folder(trial).name, suite.dataset.name, data_sha256, folder(trial),
             init_dir=folder(trial.init_from) if trial.init_from else None,
+            dropped={split: list(drops.indices(split)) for split in TRAINED_ON} if drops.drops else {},
         )
         for trial in trials
     ]  # fmt: skip
@@ -77,7 +88,7 @@ def dry_run(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, p
         runs = plan_runs(stage, suite, trials, manifest, paths)
         planned = Planned(manifest.num_classes, manifest.split("train").num_samples)
     else:
-        runs = _identify(stage, suite, trials, "", paths)
+        runs = _identify(stage, suite, trials, "", paths, Drops())
         print(f"no data in {paths.shards} yet: {planned.num_classes} classes, {planned.num_train} samples expected")
     preview(
         runs,
@@ -96,19 +107,24 @@ def execute(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, p
     """
     manifest = load_manifest(paths.shards)
     with only_copy(paths.runs):
-        runs = plan_runs(stage, suite, trials, manifest, paths)
+        # Before the runs are known: what is left out is part of their identity.
+        drops = find_drops(paths.shards, suite.max_bad_frac, TRAINED_ON) if suite.max_bad_frac else Drops()
+        for note in drops.notes:
+            print(f"warning: {note}", flush=True)
+        runs = plan_runs(stage, suite, trials, manifest, paths, drops)
         fresh = os.environ.get("DART_FRESH") == "1"
         unique = list({run.fingerprint: run for run in runs}.values())
         pending = [run for run in unique if fresh or run.done() is None]
         print(f"{stage} {suite.name}: {len(runs)} trials, {len(pending)} trainings to do", flush=True)
         if pending:
             check_trials([run.trial for run in pending], manifest.num_classes)
-            verify_shards(paths.shards)
+            if not suite.max_bad_frac:
+                verify_shards(paths.shards)
             _check_disk(paths.runs, len(pending))
-        for run in pending:
+        for run in unique:
             run.prepare(fresh)
         _train(stage, suite, unique, manifest, params, paths)
-        publish(stage, suite, runs, paths.results)
+        publish(stage, suite, runs, paths.results, drops)
 
 
 def _train(stage: str, suite: Suite, runs: Sequence[Run], manifest: Manifest, params: Params, paths: Paths) -> None:
@@ -134,8 +150,11 @@ def _train(stage: str, suite: Suite, runs: Sequence[Run], manifest: Manifest, pa
         )
 
 
-def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path) -> None:
-    """Write runs.json (every trial in plan order) and each run's weights and journal, all at once or not at all."""
+def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path, drops: Drops | None = None) -> None:
+    """Write runs.json (every trial in plan order) and each run's weights and journal, all at once or not at all.
+
+    A run that has diverged, where the recipe says that this is a result, has no weights.
+    """
     with building_dir(results) as folder:
         records = []
         for run in runs:
@@ -143,8 +162,10 @@ def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path) -> Non
             target = folder / run.fingerprint
             target.mkdir(exist_ok=True)
             for name in RESULT_FILES:
-                shutil.copyfile(run.dir / name, target / name)
-        write_json_atomic(folder / "runs.json", {"suite": suite.name, "stage": stage, "runs": records})
+                if name != WEIGHTS or records[-1].get("status") == "done":
+                    shutil.copyfile(run.dir / name, target / name)
+        told = {"dropped": drops.to_json()} if drops else {}
+        write_json_atomic(folder / "runs.json", {"suite": suite.name, "stage": stage, "runs": records, **told})
 
 
 @contextlib.contextmanager
@@ -180,7 +201,8 @@ def _owner(path: Path) -> str:
 def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> None:
     """The shards must be those of the suite's data set, and have the models' channels and size."""
     problems: dict[str, None] = {}
-    if suite.dataset.name != manifest.dataset:
+    published = getattr(suite.dataset, "manifest_sha256", None)  # under the name of what they were made from
+    if suite.dataset.name != manifest.dataset and published != manifest.sha256:
         rule = f"the shards were made from {manifest.dataset}"
         problems[problem("dataset.name", suite.dataset.name, rule, "run the stage `shard` again")] = None
     for trial in trials:

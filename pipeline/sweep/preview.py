@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.benchmark import Cost, count_cost
 from pipeline.config import Placement
 from pipeline.provenance import hash_json, usable_cores
+from pipeline.sweep.capacity import num_workers
 from pipeline.sweep.cost import Speed, estimate_worker_s
 from pipeline.sweep.progress import words
-from pipeline.sweep.tune import num_workers
 from pipeline.train.run import Run
 
 HEADER = ("trial", "seed", "model", "tokens", "GFLOPs", "params", "workers", "cost", "state")

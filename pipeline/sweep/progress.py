@@ -55,6 +55,10 @@ class Progress:
         """A run's attempt failed and may be repeated."""
         self._echo(f"{self._runs[fingerprint].label}: the attempt failed ({cause})")
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._echo(text)
+
     def _time_left(self) -> str:
         total = sum(self._costs[key] for key in self._runs)
         paid = sum(self._costs[key] * share for key, share in self._shares.items())

@@ -1,21 +1,34 @@
 """Ray Tune as the scheduler of a stage's trials: side by side, retried, on one Ray runtime; nothing else."""
 
-import math
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Placement, Trial, absurd_precision, indivisible_batch
-from pipeline.errors import ConfigError, UserError, problem
+from pipeline.config import Placement, Trial
+from pipeline.data.index import MANIFEST_FILE
+from pipeline.errors import UserError
 from pipeline.measures import validated
+from pipeline.sweep.capacity import (
+    Shortage,
+    check_batches,
+    check_capacity,
+    count_slots,
+    min_workers,
+    num_workers,
+    resolve_gpus,
+)
 from pipeline.sweep.progress import Progress
-from pipeline.train.launch import carry_out, ray_session
-from pipeline.train.run import LOG, Job, Run, write_failure
+from pipeline.sweep.silence import ending_silent
+from pipeline.train.launch import carry_out
+from pipeline.train.nodes import check_nodes
+from pipeline.train.run import LOG, Job, Run, read_failure, write_failure
+from pipeline.train.session import ray_session
 
 DRIVER = {"node:__internal_head__": 0.001}  # a trial that drives others holds no core, or they might never start
-LOST_CLUSTER_S = 60.0
+LOOK_S = 5.0  # between two looks at the nodes
 
 
 def run_trials(
@@ -44,6 +57,8 @@ def run_trials(
     check_batches(list(pending.values()), placement)
     dashboard = any(num_workers(run, placement) > 1 for run in pending.values())
     with ray_session(placement, dashboard=dashboard):
+        if placement.ray_address is not None:
+            check_nodes(scratch.parent, [data_dir / MANIFEST_FILE])
         run_on_cluster(
             pending, data_dir, num_classes=num_classes, placement=placement, provenance=provenance, scratch=scratch,
             costs=costs, num_done=len({run.fingerprint for run in runs}) - len(pending), echo=echo,
@@ -100,10 +115,17 @@ def run_on_cluster(
                 max_failures=placement.max_failures,
                 provenance=dict(provenance),
                 init_dir=run.init_dir.resolve() if run.init_dir else None,
+                min_workers=min_workers(run, placement),
+                dropped=run.dropped,
+                device_batch_size=placement.device_batch_size,
+                data_parallel=placement.data_parallel,
+                silence_s=placement.silence_s,
+                ledger=placement.ledger,
             )
             for run in group
         ]
-        _tune(jobs, slots, placement.max_failures, scratch, progress)
+        shortage = Shortage(max(job.min_workers or job.num_workers for job in jobs), placement, gpus)
+        tune_jobs(jobs, slots, placement.max_failures, scratch, progress, shortage)
 
 
 def num_starts(trial: Trial) -> int:
@@ -111,16 +133,21 @@ def num_starts(trial: Trial) -> int:
     return 0 if trial.init_from is None else 1 + num_starts(trial.init_from)
 
 
-def _tune(jobs: list[Job], slots: int, max_failures: int, scratch: Path, progress: Progress) -> None:
+def tune_jobs(
+    jobs: list[Job], slots: int, max_failures: int, scratch: Path, progress: Progress, shortage: Shortage
+) -> None:
     """One Tuner over the indices of `jobs`; each job resumes from its own folder, so Tune restores nothing."""
     from ray import tune
 
+    # It shows the traceback of a trial whose process died; we say in one line what became of it.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     first = jobs[0]
     many = first.num_workers > 1
     resources = DRIVER if many else {"CPU": first.cpus_per_worker, "GPU": first.gpus_per_worker}
+    callback = _callback(jobs, progress, shortage)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trainable, jobs=[job.to_json() for job in jobs]), resources),
             param_space={"index": tune.grid_search(list(range(len(jobs))))},
             tune_config=tune.TuneConfig(
@@ -130,10 +157,16 @@ def _tune(jobs: list[Job], slots: int, max_failures: int, scratch: Path, progres
                 name=scratch.name,
                 storage_path=str(scratch.parent.resolve()),
                 verbose=0,
-                callbacks=[_callback(jobs, progress)],
+                callbacks=[callback],
                 failure_config=tune.FailureConfig(max_failures=0 if many else max_failures),
             ),
-        ).fit()
+        )
+        with ending_silent(jobs, progress.say):
+            tuner.fit()
+    except Exception:
+        if callback.lost is not None:
+            raise callback.lost from None
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -150,13 +183,14 @@ def _trainable(config: dict[str, Any], jobs: list[str]) -> None:
         write_failure(job.run_dir, str(error))
 
 
-def _callback(jobs: list[Job], progress: Progress) -> Any:
-    """Tune's events as progress lines; ends a sweep whose cluster is gone, for which Tune would wait for ever."""
+def _callback(jobs: list[Job], progress: Progress, shortage: Shortage) -> Any:
+    """Tune's events as progress lines; ends a sweep that lost too many nodes, for which Tune waits for ever."""
     import ray
     from ray import tune
 
     class Shown(tune.Callback):
-        alive_at = looked_at = time.monotonic()
+        looked_at = time.monotonic()
+        lost: UserError | None = None
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             progress.start()
@@ -167,65 +201,17 @@ def _callback(jobs: list[Job], progress: Progress) -> Any:
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             job = jobs[trial.config["index"]]
-            progress.retry(job.run_dir.name, "its process ended; trying again")
+            cause = read_failure(job.run_dir).get("error", "its process ended")
+            progress.retry(job.run_dir.name, f"{cause}; trying again")
 
         def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-            now = time.monotonic()
-            if now - self.looked_at > 10:
-                self.looked_at = now
-                if any(node["Alive"] for node in ray.nodes()):
-                    self.alive_at = now
-                elif now - self.alive_at > LOST_CLUSTER_S:
-                    raise RuntimeError(f"no Ray node has been alive for {LOST_CLUSTER_S:.0f} s")
+            if time.monotonic() - self.looked_at < LOOK_S:
+                return
+            self.looked_at = time.monotonic()
+            try:
+                shortage.look([node["Resources"] for node in ray.nodes() if node["Alive"]])
+            except UserError as error:  # Tune would wrap it in its own
+                self.lost = error
+                raise
 
     return Shown()
-
-
-def num_workers(run: Run, placement: Placement) -> int:
-    """The workers of a run: its experiment's subject, or a matter of placement."""
-    return run.trial.num_workers or placement.num_workers
-
-
-def resolve_gpus(placement: Placement, nodes: Sequence[Mapping[str, float]]) -> float:
-    """GPUs of each worker; `auto` is one where any node has one."""
-    if placement.gpus_per_worker == "auto":
-        return 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-    return float(placement.gpus_per_worker)
-
-
-def count_slots(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: float) -> int:
-    """How many workers of this size fit on the nodes at once; none is split over nodes."""
-    return sum(
-        min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) // gpus) if gpus else 10**9) for node in nodes
-    )
-
-
-def check_capacity(runs: Sequence[Run], placement: Placement, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise ConfigError naming every run that could never start on these nodes, or would train absurdly slowly."""
-    gpus = resolve_gpus(placement, nodes)
-    slots = count_slots(nodes, placement.cpus_per_worker, gpus)
-    has = ", ".join(f"{math.floor(sum(node.get(kind, 0) for node in nodes))} {kind}s" for kind in ("CPU", "GPU"))
-    each = f"{placement.cpus_per_worker} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-    problems: dict[str, None] = {}
-    for run in runs:
-        workers = num_workers(run, placement)
-        if workers > slots:
-            where = f"experiments.{run.trial.name}.num_workers" if run.trial.num_workers else "placement.num_workers"
-            rule = f"the cluster has room for {slots} workers of {each}: {has} on {len(nodes)} nodes"
-            problems[problem(where, workers, rule, f"at most {slots}" if slots else "lower *_per_worker")] = None
-        problems |= dict.fromkeys(absurd_precision(run.trial, "cuda" if gpus else "cpu"))
-    if problems:
-        raise ConfigError("placement", problems)
-
-
-def check_batches(runs: Sequence[Run], placement: Placement) -> None:
-    """Every global batch must split equally over the workers, in pairs where pairs are mixed."""
-    problems: dict[str, None] = {}
-    for run in runs:
-        train, workers = run.trial.train, num_workers(run, placement)
-        paired = train.mixing is not None
-        problems |= dict.fromkeys(
-            indivisible_batch("train.global_batch_size", train.global_batch_size, workers, paired)
-        )
-    if problems:
-        raise ConfigError("placement", problems)

@@ -4,7 +4,9 @@
 is the position, so a batch whose answer was lost is neither repeated nor forgotten. Open it by `open_ledger`.
 """
 
+import contextlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,6 +15,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
 from pipeline.tracking.uri import check_uri, refused, resolve_uri, sqlite_path
@@ -44,6 +48,7 @@ class Ledger:
         self._sent: dict[str, set[tuple[str, int]]] = {}  # by run id: (metric, step)
         self._stored: dict[str, set[tuple[str, int]]] = {}  # by run id: (artifact, bytes)
         try:
+            make_database(sqlite_path(self.uri))
             self._client = MlflowClient(self.uri)
             self._experiment = self._find_experiment()
         except Exception as error:  # whatever the store is made of: SQLAlchemy, HTTP, alembic
@@ -184,6 +189,24 @@ class Ledger:
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         if tags:
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def make_database(path: Path | None) -> None:
+    """Give a new SQLite database its name when it is whole: MLflow makes it in many steps, and is stuck with a half.
+
+    Args:
+        path: None, or a file that is there, is left alone.
+    """
+    if path is None or (path.exists() and path.stat().st_size):
+        return
+    for leftover in path.parent.glob(f"{path.name}.*.tmp*"):  # of a killed process
+        leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+    path.unlink(missing_ok=True)  # empty
+    with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process was faster
+        os.link(temporary, path)
+    temporary.unlink(missing_ok=True)
 
 
 def _metric_name(name: str) -> str:

@@ -74,6 +74,8 @@ def open_ledger(uri: str, suite: str, draw: Callable[[Path, Path], None] | None 
     """Check the URI, load mlflow with its noise and its patience turned down, and open a suite's ledger."""
     # Before the import. MLflow's defaults spend four minutes on a server that is gone, and phone home.
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # an address for every run
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing that is read here runs code
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(ANSWER_S + 2))

@@ -44,7 +44,10 @@ def check_uri(uri: str) -> None:
 
 def refused(uri: str, error: BaseException) -> UserError:
     """MLflow's own refusal in one line."""
-    return _refusal(uri, f"MLflow cannot record there ({brief(error)})", "mend that, or name another")
+    remedy = "mend that, or name another"
+    if sqlite_path(uri) is not None:
+        remedy += "; deleted, it is made anew from the journals"
+    return _refusal(uri, f"MLflow cannot record there ({brief(error)})", remedy)
 
 
 def brief(error: BaseException) -> str:

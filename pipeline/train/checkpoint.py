@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from dart.registry import WEIGHTS_METADATA
 from pipeline.errors import UserError, problem
 from pipeline.files import building_dir, write_bytes_atomic, write_json_atomic
 from pipeline.provenance import hash_file
+from pipeline.train.state import State, put, whole_tensors
 
 KEEP = 2  # the newest, and one to fall back to
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -27,11 +28,23 @@ EMA_FILE = "ema.safetensors"
 
 
 class Identity(NamedTuple):
-    """Whose checkpoint it is: it may only be continued by the same model, science and data."""
+    """Whose checkpoint it is: it may only be continued by the same model, science and data.
+
+    dropped_sha256: Of the damaged samples that are left out; "" where there are none.
+    """
 
     model_name: str
     science_sha256: str
     manifest_sha256: str
+    dropped_sha256: str = ""
+
+
+class Rewind(NamedTuple):
+    """A training that was lost at `at` and went on from the snapshot of `to`: steps to + 1 to at changed nothing."""
+
+    at: int
+    to: int
+    reason: str
 
 
 class Position(NamedTuple):
@@ -40,11 +53,19 @@ class Position(NamedTuple):
     step: optimizer steps taken; (epoch, batch) follow from it.
     train_s: seconds spent training, over all attempts.
     metrics: the latest results of training and validation.
+    recent: the last losses, where a spike among them is looked for.
     """
 
     step: int
     train_s: float
     metrics: dict[str, float]
+    recent: tuple[float, ...] = ()
+    rewinds: tuple[Rewind, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Position":
+        rewinds = tuple(Rewind(*rewind) for rewind in values.get("rewinds", ()))
+        return cls(**{**values, "recent": tuple(values.get("recent", ())), "rewinds": rewinds})
 
 
 class Damaged(Exception):
@@ -55,23 +76,23 @@ def save_checkpoint(
     root: Path,
     identity: Identity,
     position: Position,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: nn.Module | None = None,
+    state: State,
 ) -> None:
     """Publish a checkpoint under `root`, then remove all but the newest `KEEP`.
 
     Args:
-        ema: The model with averaged weights, if the training averages them.
+        state: Whole, see `pipeline.train.state`.
+
+    Raises:
+        UserError: the disk is full, or not to be written on; what was published before is still there.
     """
     with building_dir(root / f"step-{position.step:08d}") as folder:
-        write_bytes_atomic(folder / "model.safetensors", save(_contiguous(model.state_dict())))
-        write_bytes_atomic(folder / "optimizer.safetensors", save(_optimizer_tensors(optimizer)))
-        state = {"identity": identity._asdict(), "position": position._asdict()}
-        write_json_atomic(folder / "state.json", state)
+        write_bytes_atomic(folder / "model.safetensors", save(state.model))
+        write_bytes_atomic(folder / "optimizer.safetensors", save(state.optimizer))
+        write_json_atomic(folder / "state.json", {"identity": identity._asdict(), "position": position._asdict()})
         files: tuple[str, ...] = FILES
-        if ema is not None:
-            write_bytes_atomic(folder / EMA_FILE, save(_contiguous(ema.state_dict())))
+        if state.ema:
+            write_bytes_atomic(folder / EMA_FILE, save(state.ema))
             files = (*FILES, EMA_FILE)
         write_json_atomic(folder / "manifest.json", {name: hash_file(folder / name) for name in files})
     for folder in _newest_first(root)[KEEP:]:
@@ -109,7 +130,7 @@ def save_weights(path: Path, model: nn.Module, model_name: str, kwargs: dict[str
     """
     made = json.dumps({"model": model_name, "kwargs": kwargs}, sort_keys=True)
     # One entry only: safetensors writes several in random order, and the same weights should be the same bytes.
-    write_bytes_atomic(path, save(_contiguous(model.state_dict()), metadata={WEIGHTS_METADATA: made}))
+    write_bytes_atomic(path, save(whole_tensors(model.state_dict()), metadata={WEIGHTS_METADATA: made}))
 
 
 def _load(
@@ -121,6 +142,7 @@ def _load(
                 raise Damaged(f"{name} is not as written")
         state = json.loads((folder / "state.json").read_text())
         _check_owner(folder, Identity(**state["identity"]), identity)
+        position = Position.from_json(state["position"])
         weights = load((folder / "model.safetensors").read_bytes())
         moments = load((folder / "optimizer.safetensors").read_bytes())
         averages = load((folder / EMA_FILE).read_bytes()) if ema is not None else {}
@@ -128,11 +150,8 @@ def _load(
         if isinstance(error, UserError):
             raise
         raise Damaged(f"{type(error).__name__}: {error}") from error
-    model.load_state_dict(weights)
-    _load_optimizer(optimizer, moments)
-    if ema is not None:
-        ema.load_state_dict(averages)
-    return Position(**state["position"])
+    put(State(weights, moments, averages), model, optimizer, ema)
+    return position
 
 
 def _check_owner(folder: Path, found: Identity, expected: Identity) -> None:
@@ -146,33 +165,6 @@ def _check_owner(folder: Path, found: Identity, expected: Identity) -> None:
 
 def _words(parts: dict[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in parts.items())
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{'exp_avg/PARAMETER': tensor}; names, not positions, so the order of parameters may change."""
-    tensors = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = value.contiguous()
-    return tensors
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `_optimizer_tensors`; everything lies with its parameter, where fused AdamW keeps it."""
-    parameters = {
-        name: parameter
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-    }
-    for full_name, value in tensors.items():
-        key, name = full_name.split("/", 1)
-        parameter = parameters[name]
-        optimizer.state[parameter][key] = value.to(parameter.device)
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _newest_first(root: Path) -> list[Path]:

@@ -1,19 +1,18 @@
 """What a model is trained for, and how it is judged while it trains: classes of samples, or of their pixels."""
 
 import hashlib
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.loader import eval_loader
 from pipeline.data.masks import IGNORE
 from pipeline.segmentation.tally import Tally, confusion, measure
 from pipeline.segmentation.windows import Windows, look
+from pipeline.train.batches import val_batches
 from pipeline.train.mixing import Mixing
 from pipeline.train.ranks import sum_over_ranks
 from pipeline.train.setup import Setup
@@ -26,8 +25,14 @@ MIXING = -1  # the "rank" of what all ranks draw alike
 class Objective(Protocol):
     """A task, for the training loop."""
 
-    def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """The mean loss of a rank's batch, to be minimised."""
+    def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What step `step` makes of a rank's whole batch before the model sees any of it."""
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of a rank's prepared batch, to be minimised."""
+
+    def sum_loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of a piece of a prepared batch, and how many it is of."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """val_loss (without label smoothing) and val_* over the whole val split, equal on every rank."""
@@ -45,16 +50,24 @@ class Classification:
         self.setup = setup
         self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
 
-    def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Cross entropy with labels (B,), or with the targets (B, K) that mixing makes of them, smoothed already."""
+    def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Labels (B,), or the targets (B, K) that mixing makes of them, smoothed already."""
+        if self.mixing is None:
+            return images, labels
+        return self.mixing(images, labels, step_seed(self.setup.trial.seed, step, MIXING))
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy."""
         train = self.setup.trial.train
-        if self.mixing:
-            images, labels = self.mixing(images, labels, step_seed(self.setup.trial.seed, step, MIXING))
         with autocast(train.precision):
             logits = net(images)
             if self.mixing:
                 return SoftTargetCrossEntropy()(logits, labels)
             return F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
+
+    def sum_loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of samples."""
+        return self.loss(net, images, labels) * len(images), torch.tensor(len(images), device=images.device)
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -86,11 +99,21 @@ class Segmentation:
         side = setup.trial.model.img_size
         self.windows = None if setup.trial.train.masks is None else Windows(side, side)
 
-    def loss(self, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Cross entropy with the classes (B, H, W) of the pixels that count, where the model is trained.
+    def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The classes (B, H, W) of the pixels, as they are."""
+        return images, labels
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy with the classes of the pixels that count, where the model is trained.
 
         The mean is over the pixels of the global batch, as far as a rank can say: the mean over the ranks is that one.
         """
+        total, pixels = self.sum_loss(net, images, labels)
+        pixels = sum_over_ranks(pixels.to(total.dtype), self.setup.world_size)
+        return total * self.setup.world_size / pixels.clamp(min=1)  # 0, not NaN, where none counts
+
+    def sum_loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the pixels that count."""
         setup, train = self.setup, self.setup.trial.train
         with autocast(train.precision):
             logits, labels = net(images, labels)
@@ -98,8 +121,7 @@ class Segmentation:
             logits.to(setup.dtype), labels, ignore_index=IGNORE, label_smoothing=train.label_smoothing,
             reduction="sum",
         )  # fmt: skip
-        pixels = sum_over_ranks((labels != IGNORE).sum().to(total.dtype), setup.world_size)
-        return total * setup.world_size / pixels.clamp(min=1)  # 0, not NaN, where none counts
+        return total, (labels != IGNORE).sum()
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -129,13 +151,6 @@ class Segmentation:
 def build_objective(setup: Setup) -> Objective:
     """The task of a trial: what its model has for a head."""
     return Classification(setup) if setup.trial.model.head is None else Segmentation(setup)
-
-
-def val_batches(setup: Setup, batch_size: int) -> Iterable[Any]:
-    """This rank's batches of the val split."""
-    return eval_loader(
-        setup.data_dir, "val", batch_size, setup.rank, setup.world_size, setup.loader_workers, **setup.views
-    )
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

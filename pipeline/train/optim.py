@@ -56,6 +56,12 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int, last: float = 0.0) -
     return last + (1 - last) * cosine
 
 
+def scheduled_lr(train: TrainConfig, step: int, num_steps: int) -> float:
+    """The learning rate of optimizer step `step`, 0-based."""
+    warmup_steps = round(train.warmup_frac * num_steps)
+    return train.lr * lr_factor(step, num_steps, warmup_steps, train.min_lr / train.lr)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its share of the scheduled rate."""
     for group in optimizer.param_groups:

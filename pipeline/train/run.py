@@ -4,24 +4,20 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pipeline.config import Trial
 from pipeline.errors import UserError, problem
-from pipeline.files import write_json_atomic
-from pipeline.provenance import hardware
-
-if TYPE_CHECKING:
-    from torch import nn
-
-log = logging.getLogger(__name__)
+from pipeline.files import explaining_disk, write_json_atomic
 
 DONE, SPEC, FAILED, LOG = "done.json", "spec.json", "failed.json", "log.txt"
+CHECKPOINTS, ALIVE = "checkpoint", "alive"
+SMALLEST_DISK_BYTES = 2**20  # a disk with less is full: not even the reason of a failure can be written down
 JOB_PATHS = ("run_dir", "data_dir", "init_dir")
 LOCK_WAIT_S = 60.0  # a killed stage's processes need a few seconds to end
 
@@ -38,6 +34,7 @@ class Run:
     manifest_sha256: str
     dir: Path
     init_dir: Path | None = None  # the folder of the run whose weights it starts from
+    dropped: dict[str, list[int]] = field(default_factory=dict)  # by split: damaged samples, left out
 
     @property
     def label(self) -> str:
@@ -46,6 +43,7 @@ class Run:
 
     def spec(self) -> dict[str, Any]:
         """What was to be done, for the record."""
+        dropped = {"dropped": self.dropped} if any(self.dropped.values()) else {}
         return {
             "suite": self.suite,
             "stage": self.stage,
@@ -55,6 +53,7 @@ class Run:
             "model_name": self.trial.model_name,
             "science": self.trial.science(),
             "dataset": {"name": self.dataset, "manifest_sha256": self.manifest_sha256},
+            **dropped,
         }
 
     def done(self) -> dict[str, Any] | None:
@@ -66,14 +65,19 @@ class Run:
         """Make the folder of a run that is to be done; `fresh` throws away what an earlier one left."""
         if fresh:
             shutil.rmtree(self.dir, ignore_errors=True)
-        if self.done() is None:
+        if self.done() is not None:
+            tidy(self.dir)
+            return
+        with explaining_disk(self.dir):
             self.dir.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self.dir / SPEC, self.spec())
 
     def failure(self) -> str:
         """Why there is no result, in one line."""
-        path = self.dir / FAILED
-        return json.loads(path.read_text())["error"] if path.is_file() else "ended without a result (killed?)"
+        if failure := read_failure(self.dir):
+            return str(failure["error"])
+        full = shutil.disk_usage(self.dir).free < SMALLEST_DISK_BYTES
+        return "no space left on the disk" if full else "ended without a result (killed?)"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,12 @@ class Job:
     max_failures: int
     provenance: dict[str, Any]
     init_dir: Path | None = None
+    min_workers: int | None = None  # fewer than num_workers, but no fewer than these, while nodes are missing
+    dropped: dict[str, list[int]] = field(default_factory=dict)  # by split: damaged samples, left out
+    device_batch_size: int | None = None
+    data_parallel: str = "ddp"
+    silence_s: float | None = None
+    ledger: bool = False
 
     def to_json(self) -> str:
         values = {f: getattr(self, f) for f in self.__dataclass_fields__}
@@ -108,48 +118,30 @@ class Job:
         return cls(**{**values, **{key: values[key] and Path(values[key]) for key in JOB_PATHS}})
 
 
-def train_job(
-    job: Job,
-    *,
-    rank: int,
-    world_size: int,
-    device: str,
-    report: Callable[[dict[str, Any]], None],
-    wrap: "Callable[[nn.Module], nn.Module]",
-) -> None:
-    """Train in this process, as one of `world_size`; rank 0 writes done.json when all is well.
+def tidy(run_dir: Path) -> None:
+    """Remove what a killed process left and nobody needs: unfinished files, and the checkpoints of a finished run."""
+    for path in [*run_dir.rglob(".*.tmp")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if (run_dir / DONE).is_file():
+        for folder in (CHECKPOINTS, ALIVE):
+            shutil.rmtree(run_dir / folder, ignore_errors=True)
 
-    A UserError is written to failed.json and not raised: the same input would fail again, so nobody shall retry it.
-    A crash is written there too, and raised: it is worth another attempt.
+
+def write_failure(run_dir: Path, error: str, final: bool = False) -> None:
+    """Leave the first line of the cause for the stage to show, where there is room for it.
+
+    Args:
+        final: Another attempt with the same input would fail again.
     """
-    import torch  # after the placement of this process is settled
-
-    from pipeline.train.loop import CHECKPOINTS, fit
-
-    torch.set_num_threads(job.cpus_per_worker)
-    with logging_to(job.run_dir / LOG):
-        try:
-            result = fit(
-                job.trial, job.data_dir, job.run_dir, num_classes=job.num_classes, rank=rank, world_size=world_size,
-                device=device, loader_workers=job.loader_workers, report=report, wrap=wrap, init_dir=job.init_dir,
-            )  # fmt: skip
-        except UserError as error:
-            write_failure(job.run_dir, str(error))
-            return
-        except Exception as error:
-            log.exception("the attempt of rank %d failed", rank)
-            write_failure(job.run_dir, f"{type(error).__name__}: {error}")
-            raise
-    if rank == 0:
-        provenance = {**job.provenance, "hardware": hardware()}
-        done = {"status": "done", **result._asdict(), "world_size": world_size, "provenance": provenance}
-        write_json_atomic(job.run_dir / DONE, done)
-        shutil.rmtree(job.run_dir / CHECKPOINTS, ignore_errors=True)
+    said = error.strip().splitlines()[0] if error.strip() else "unknown"
+    with contextlib.suppress(OSError, UserError):
+        write_json_atomic(run_dir / FAILED, {"error": said} | ({"final": True} if final else {}))
 
 
-def write_failure(run_dir: Path, error: str) -> None:
-    """Leave the first line of the cause for the stage to show."""
-    write_json_atomic(run_dir / FAILED, {"error": error.strip().splitlines()[0] if error.strip() else "unknown"})
+def read_failure(run_dir: Path) -> dict[str, Any]:
+    """What `write_failure` has left; empty if nothing."""
+    path = run_dir / FAILED
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 @contextlib.contextmanager
@@ -157,12 +149,13 @@ def holding(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Be the only process that works in `folder`; the lock dies with its process, however it dies.
 
     Raises:
-        UserError: another process has held it for `wait_s` seconds.
+        UserError: another process has held it for `wait_s` seconds, or it may not be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=wait_s)
+        with explaining_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(
             problem("folder", str(folder), "another process is working in it", "wait for it to end, or end it")
@@ -173,10 +166,22 @@ def holding(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         lock.release()
 
 
+class LogFile(logging.FileHandler):
+    """A log that stays silent when it cannot be written: it is not worth a training."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Of a write: say nothing."""
+
+    def close(self) -> None:
+        """Write the rest, if that is possible."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Send what we log, and everybody's warnings, to a file for the time of one run."""
-    handler = logging.FileHandler(path)
+    handler = LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("pipeline"))
     root, ours = logging.getLogger(), logging.getLogger("pipeline")

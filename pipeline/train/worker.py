@@ -4,19 +4,23 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 from torch import nn
 
-from pipeline.train.run import Job, train_job
+from pipeline.train.attempt import train_job
+from pipeline.train.run import Job
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """The entry point that TorchTrainer calls on every worker; `config["job"]` is a Job as JSON."""
-    context = ray.train.get_context()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # sharded models ask torch for it
     train_job(
         Job.from_json(config["job"]),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        device=str(ray.train.torch.get_device()),
+        device=str(device),
         report=ray.train.report,
         wrap=_data_parallel,
     )

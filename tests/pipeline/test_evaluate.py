@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 from pipeline.classification import Predictions, merge, predict, score, write_gallery
 from pipeline.config import ModelConfig, Placement, TokenizerConfig, TrainConfig, Trial
 from pipeline.data.catalog import DATASETS
+from pipeline.data.drops import find_drops
+from pipeline.data.index import load_members
 from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.errors import ConfigError, UserError
@@ -108,6 +111,37 @@ def test_merge_refuses_a_missing_a_double_and_a_foreign_sample(parts: list[list[
 
 def test_merge_puts_the_samples_in_order() -> None:
     assert merge([part([2, 0]), part([]), part([3, 1])], 4).indices.tolist() == [0, 1, 2, 3]
+    assert merge([part([3, 0]), part([2])], 4, dropped=(1,)).indices.tolist() == [0, 2, 3]
+    with pytest.raises(RuntimeError, match=r"\[1\] were not seen exactly once"):
+        merge([part([3, 0]), part([1, 2])], 4, dropped=(1,))
+
+
+@pytest.mark.parametrize("batch_size", [4, 100])
+def test_damaged_samples_are_left_out_of_every_answer_and_counted(
+    run: tuple[dict[str, Any], Path], shards: Path, tmp_path: Path, batch_size: int
+) -> None:
+    damaged, (entry, weights) = tmp_path / "shards", run
+    shutil.copytree(shards, damaged)
+    path = damaged / "test-000001.tar"  # samples 10 to 19
+    offset, _ = dict(load_members(damaged)[path.name])["test-000012"]["png"]
+    data = bytearray(path.read_bytes())
+    data[offset + 60] ^= 1
+    path.write_bytes(data)
+    drops = find_drops(damaged, 0.05, ["test"])
+    found = evaluate_runs([entry], {"f1": weights}, damaged, batch_size, Placement(), drops=drops)
+    whole = evaluated(run, shards, NUM_TEST, 1)
+    kept = [i for i in range(NUM_TEST) if i != 12]
+    assert found["f1"].indices.tolist() == kept
+    assert found["f1"].classes.tolist() == whole.classes[kept].tolist()
+    write_evaluation(tmp_path / "evaluate", "tiny", [entry], found, damaged, drops=drops)
+    metrics = json.loads((tmp_path / "evaluate/metrics.json").read_text())
+    assert metrics["dropped"]["drops"] == [["test", "test-000001.tar", "test-000012", 12, "has other bytes"]]
+    assert metrics["runs"][0]["num_samples"] == NUM_TEST - 1
+    rows = list(csv.DictReader((tmp_path / "evaluate/predictions/f1.csv").open()))
+    assert [row["key"] for row in rows] == [f"test-{i:06d}" for i in kept]
+    write_gallery(tmp_path / "f1.npz", entry, weights, damaged, found["f1"], 20)  # of those that can be read
+    with pytest.raises(UserError, match=r"test-000001\.tar: shard has been altered"):
+        evaluate_runs([entry], {"f1": weights}, damaged, batch_size, Placement())
 
 
 def test_scores_by_hand() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import building_dir, replace_dir, write_json_atomic, write_text_atomic
+from pipeline.files import building_dir, exchange, replace_dir, write_json_atomic, write_text_atomic
 
 
 def build_half(final: Path, error: BaseException, resume_as: str | None = None) -> None:
@@ -64,3 +64,16 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no space left on the disk; free some"):
         build_half(tmp_path / "out", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_is_replaced_in_one_step_where_the_system_can(tmp_path: Path) -> None:
+    """Whoever looks while it happens finds the old one or the new one, always one of them."""
+    for name in ("new", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not exchange(tmp_path / "new", tmp_path / "final"):
+        pytest.skip("this file system cannot exchange two names")
+    assert os.listdir(tmp_path / "final") == ["new"]
+    assert os.listdir(tmp_path / "new") == ["final"]
+    assert not exchange(tmp_path / "new", tmp_path / "none")
+    assert os.listdir(tmp_path / "new") == ["final"]

@@ -22,6 +22,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
 from pipeline.journal import JOURNAL_NAME, Journal, curves, read_journal
+from pipeline.tracking.__main__ import SERVER_ENVIRONMENT, door_options
 from pipeline.tracking.mirror import mirror, open_ledger
 from pipeline.tracking.replay import replay
 from pipeline.tracking.uri import check_uri, resolve_uri
@@ -367,3 +368,20 @@ def test_a_tracker_killed_in_mid_run_costs_no_point(
         assert shown(uri, f"{SUITE}/train/f1").info.status == "FINISHED"
     finally:
         stop_server(server)
+
+
+def test_the_pages_are_answered_under_the_names_that_are_allowed_and_no_other() -> None:
+    options = door_options("127.0.0.1", 5000, [])
+    assert options[:2] == ["--host", "127.0.0.1"]
+    assert set(options[3].split(",")) == {"127.0.0.1:5000", "localhost:5000"}
+    hosts, origins = (set(text.split(",")) for text in door_options("0.0.0.0", 5001, ["lab.example"])[3::2])
+    assert hosts == {"lab.example:5001", "localhost:5001", "127.0.0.1:5001"}
+    assert origins == {f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts}
+    assert "[fd00::1]:5000" in door_options("fd00::1", 5000, [])[3].split(",")
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(UserError, match=f"--host = '{host}': listens to every network; .*--allow NAME"):
+            door_options(host, 5000, [])
+
+
+def test_mlflow_never_unpickles() -> None:
+    assert SERVER_ENVIRONMENT["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"

@@ -25,6 +25,7 @@ def suite(tmp_path) -> Path:
     text = text.replace("test_samples: 2000", "test_samples: 9")
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "tiny.yaml").write_text(text)
+    (tmp_path / "params.yaml").write_text("suites: [tiny]\n")
     return tmp_path
 
 

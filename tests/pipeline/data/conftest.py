@@ -43,18 +43,23 @@ def tiny_shards(digits_raw: Path) -> Path:
 
 
 class FileServer:
-    """Serves `files` on the loopback; knows Range unless told otherwise, and may hang up in the middle."""
+    """Serves `files` on the loopback; knows Range unless told otherwise, and may misbehave."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.ranges: list[str | None] = []  # the Range header of every request
         self.knows_range = True
         self.hang_up_after: int | None = None  # bytes of the next answer only
+        self.busy = 0  # so many of the next requests are answered with 503
+        self.redirects: dict[str, str] = {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.answer(self)
+
+            def do_HEAD(self) -> None:
+                outer.answer(self, head=True)
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -63,17 +68,33 @@ class FileServer:
         self.url = f"http://127.0.0.1:{self.server.server_port}/folder"
         Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.ranges.append(request.headers.get("Range"))
-        data = self.files.get(request.path.rsplit("/", 1)[-1])
+    def answer(self, request: BaseHTTPRequestHandler, head: bool = False) -> None:
+        if not head:
+            self.ranges.append(request.headers.get("Range"))
+        name = request.path.rsplit("/", 1)[-1]
+        data = self.files.get(name)
+        if self.busy:
+            self.busy -= 1
+            return request.send_error(503)
+        if name in self.redirects:
+            request.send_response(302)
+            request.send_header("Location", self.redirects[name])
+            request.send_header("Content-Length", "0")
+            return request.end_headers()
         if data is None:
             return request.send_error(404)
-        start = int((self.ranges[-1] or "bytes=0-")[6:-1]) if self.knows_range else 0
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(data) - start))
+        asked = request.headers.get("Range") if self.knows_range else None
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), int(last or len(data)) + bool(last)
+        if asked and start >= len(data):
+            return request.send_error(416)
+        request.send_response(206 if asked else 200)
+        request.send_header("Content-Length", str(len(data[start:stop])))
         request.end_headers()
-        stop = None if self.hang_up_after is None else start + self.hang_up_after
-        self.hang_up_after = None
+        if head:
+            return None
+        if self.hang_up_after is not None:
+            stop, self.hang_up_after = min(stop, start + self.hang_up_after), None
         request.wfile.write(data[start:stop])
         return None
 

@@ -134,7 +134,7 @@ def test_a_damaged_clip_that_passed_the_size_check_is_named(shards, tmp_path):
     path.write_bytes(data)
     dataset = eval_dataset(tmp_path / "shards", "test", "size", img_size=20, clips=CLIP)
     dataset[0]
-    with pytest.raises(ShardError, match=r"test-000000\.tar: sample test-000001: cannot be decoded"):
+    with pytest.raises(ShardError, match=r"test-000000\.tar: sample test-000001: its bytes are not those"):
         dataset[1]
 
 

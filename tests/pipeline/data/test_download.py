@@ -24,6 +24,12 @@ from pipeline.errors import UserError
 DATA = np.random.default_rng(0).bytes(300_000)
 
 
+@pytest.fixture(autouse=True)
+def ours(monkeypatch) -> None:
+    """The servers of these tests are inside, and not encrypted."""
+    monkeypatch.setenv("DART_TRUSTED_HOSTS", "127.0.0.1")
+
+
 def remote(name: str, data: bytes) -> RemoteFile:
     return RemoteFile(name, len(data), hashlib.sha256(data).hexdigest())
 

@@ -1,5 +1,6 @@
 """Order is arithmetic: the same global batches for any ranks, loader workers and resume points."""
 
+import math
 import pickle
 from functools import partial
 
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import eval_loader, sample_key, train_loader
-from pipeline.data.order import GlobalBatches, epoch_order, eval_batches
+from pipeline.data.order import GlobalBatches, epoch_order, eval_batches, keep
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError
-from tests.pipeline.data.batches import assert_one_order
+from tests.pipeline.data.batches import assert_one_order, assert_same
 
 seeds = st.integers(0, 2**32)
 
@@ -58,6 +59,46 @@ def test_global_batches_are_slices_of_the_order_on_any_world_and_after_any_resiz
     assert (len(resumed), resumed.num_batches) == (len(expected[cut:]), num_batches)
 
 
+@given(
+    share=st.integers(1, 3),
+    worlds=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    repeats=st.integers(1, 3),
+    paired=st.booleans(),
+    dropped=st.sets(st.integers(0, 10)),
+    seed=seeds,
+)
+@settings(max_examples=50)
+def test_any_chain_of_resizes_reads_the_same_global_batches(share, worlds, cuts, repeats, paired, dropped, seed):
+    batch = share * 2 * math.lcm(*worlds)  # at most 5040
+    num_samples = 4 * batch + len(dropped) + 3
+    kept, left_out = num_samples - len(dropped), sorted(dropped)
+
+    def read(world_size, start, stop):
+        ranks = [
+            list(
+                keep(GlobalBatches(kept, batch, seed, 1, r, world_size, start, repeats, paired), num_samples, left_out)
+            )
+            for r in range(world_size)
+        ]
+        return [join_shares(shares, paired) for shares in zip(*ranks, strict=True)][: stop - start]
+
+    found, start = [], 0
+    for world_size, cut in zip(worlds, cuts, strict=False):  # killed after `cut` batches, resumed on the next size
+        found += read(world_size, start, start + cut)
+        start = len(found)
+    assert found + read(worlds[-1], start, 4) == read(1, 0, 4)
+
+
+def join_shares(shares, paired):
+    """A global batch of what the ranks read of it."""
+    if not paired:
+        return [draw for share in shares for draw in share]
+    half = len(shares[0]) // 2
+    front = [draw for share in shares for draw in share[:half]]
+    return front + [draw for share in reversed(shares) for draw in share[half:]]
+
+
 def test_epochs_and_seeds_differ():
     orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
@@ -93,6 +134,21 @@ def test_loader_workers_ranks_and_resume_change_no_byte(tiny_shards):
     assert torch.cat([indices for *_, indices in expected]).tolist() == epoch_order(23, 3, 2)[:18].tolist()
     assert [tuple(images.shape) for images, *_ in expected] == [(6, 1, 24, 24)] * 3
     assert_one_order(partial(read_train, tiny_shards), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", range(1, 9))
+def test_ranks_and_loader_workers_read_what_one_process_does(tiny_shards, world_size):
+    """Real loaders of 1 to 8 ranks with 0 to 4 workers each, cut and resumed on the next size."""
+    size, loader_workers = world_size * max(1, 10 // world_size), 3 * world_size % 5
+    expected = read_train(tiny_shards, global_batch_size=size)
+    ranks = [
+        read_train(tiny_shards, global_batch_size=size, rank=rank, world_size=world_size, loader_workers=loader_workers)
+        for rank in range(world_size)
+    ]
+    found = [tuple(map(torch.cat, zip(*shares, strict=True))) for shares in zip(*ranks, strict=True)]
+    assert_same(found, expected)
+    assert_same(read_train(tiny_shards, global_batch_size=size, start_batch=1, loader_workers=4), expected[1:])
 
 
 @pytest.mark.parametrize("loader_workers", [0, 2])

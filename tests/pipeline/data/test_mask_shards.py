@@ -165,7 +165,7 @@ def test_damaged_classes_that_passed_the_size_check_are_named(shards, tmp_path):
     path.write_bytes(data)
     dataset = eval_dataset(tmp_path / "shards", "test", "size")
     dataset[0]
-    with pytest.raises(ShardError, match=r"test-000000\.tar: sample test-000001: cannot identify"):
+    with pytest.raises(ShardError, match=r"test-000000\.tar: sample test-000001: its bytes are not those"):
         dataset[1]
 
 

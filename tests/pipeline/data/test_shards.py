@@ -13,9 +13,18 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pipeline.data import source
 from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.index import ShardError, load_manifest, load_members
+from pipeline.data.index import (
+    Members,
+    ShardError,
+    encode_index,
+    load_manifest,
+    load_members,
+    load_split_index,
+    sum_members,
+)
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.shards import verify_shards, write_shards
 from pipeline.data.transforms import Transform
@@ -140,6 +149,55 @@ def test_manifest_and_index_are_named_too(shards, file):
     (shards / file).unlink()
     with pytest.raises(ShardError, match=rf"{file}: no such file; run the stage `shard` first"):
         verify_shards(shards)
+
+
+def write_index(directory: Path, members: list[tuple[str, Members]], file: str = "train-000000.tar") -> Path:
+    """Manifest and index of one shard with these samples; there is no tar."""
+    index = encode_index({file: members}, {file: [0] * len(members)}, {})
+    shard = {"file": file, "num_samples": len(members), "num_bytes": 9999, "sha256": "0" * 64}
+    split = {"num_samples": len(members), "class_counts": [len(members)], "shards": [shard]}
+    manifest = {
+        "dataset": "x", "source": "", "licence": "", "class_names": ["a"], "in_chans": 1, "image_size": None,
+        "num_frames": None, "index_sha256": hashlib.sha256(index).hexdigest(), "splits": {"train": split},
+        "dropped": [],
+    }  # fmt: skip
+    (directory / "index.json").write_bytes(index)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def test_samples_need_not_have_the_same_members(tmp_path):
+    samples = [
+        ("a", {"box.json": (512, 3), "cls": (1536, 1), "png": (2560, 700)}),
+        ("b", {"cls": (4096, 1), "jpg": (5120, 90)}),
+    ]
+    index = load_split_index(write_index(tmp_path, samples), "train")
+    assert index.image_spans.tolist() == [[2560, 700], [5120, 90]]
+    assert index.label_spans.tolist() == [[1536, 1], [4096, 1]]
+    assert index.extents.tolist() == [[512, 2560 + 700 - 512], [4096, 5120 + 90 - 4096]]
+    data = bytes(range(256)) * 11
+    expected = sum_members({"box.json": data[:3], "cls": data[1024:1025], "png": data[2048:2748]})
+    assert index.sum_sample(0, data[:2748]) == expected
+
+
+def test_an_index_without_labels_or_images_is_named(tmp_path):
+    with pytest.raises(ShardError, match=r"index\.json: a sample of train has no cls"):
+        load_split_index(write_index(tmp_path, [("a", {"png": (512, 3)})]), "train")
+    with pytest.raises(ShardError, match=r"index\.json: a sample of train has no png or jpg"):
+        load_split_index(write_index(tmp_path, [("a", {"cls": (512, 3)})]), "train")
+
+
+def test_a_manifest_that_points_out_of_its_folder_is_refused(tmp_path):
+    with pytest.raises(ShardError, match=r"manifest\.json: damaged \('\.\./train\.tar' is no file name\)"):
+        load_manifest(write_index(tmp_path, [("a", {"cls": (512, 3), "png": (1536, 3)})], "../train.tar"))
+
+
+def test_few_files_are_open_at_a_time(tiny_shards, monkeypatch):
+    monkeypatch.setattr(source, "MAX_OPEN", 2)
+    dataset, expected = (ShardDataset(tiny_shards, "train", Transform()) for _ in range(2))
+    for index in (0, 22, 5, 10, 1, 20, 0):
+        assert np.array_equal(dataset.image(index), expected.image(index))
+        assert len(dataset._source._files) <= 2
 
 
 def test_missing_raw_data_is_one_sentence_and_writes_nothing(tiny, tmp_path):

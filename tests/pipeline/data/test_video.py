@@ -85,7 +85,7 @@ def test_frames_of_different_sizes_are_told(tmp_path):
 
 
 def test_sound_alone_is_no_clip(tmp_path):
-    path = tmp_path / "sound.wav"
+    path = tmp_path / "sound.mkv"
     with av.open(path, "w") as file:
         stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.data.catalog import DATASETS, SPLITS
+from pipeline.data.checking import CHECKED
 from pipeline.data.clips import ClipSampling, Views
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import Dropped, load_manifest
@@ -18,7 +19,6 @@ from pipeline.data.listed import count_reasons
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.options import Kinetics400Options, Ssv2Options
 from pipeline.data.shards import write_shards
-from pipeline.data.video_folder import CHECKED
 from pipeline.errors import UserError
 from tests.pipeline.data.clip_files import ramp, write_clip
 
@@ -147,8 +147,8 @@ def test_a_fetch_goes_on_from_the_clips_that_were_found_whole(folders, tmp_path)
     whole = bad.read_bytes()
     save(bad, whole[:100])
     refuse(kinetics(folders), tmp_path, "1 of 12 clips")
-    memory = tmp_path / ".raw.kinetics400" / CHECKED
-    save(memory, memory.read_bytes() + b'\n["killed while it wro')
+    (memory,) = (tmp_path / ".raw.kinetics400" / CHECKED).iterdir()
+    save(memory.with_name(f".{memory.name}.7.tmp"), b'[["killed while it wro')
     stat = known.stat()
     save(known, bytes(stat.st_size))
     os.utime(known, ns=(stat.st_atime_ns, stat.st_mtime_ns))

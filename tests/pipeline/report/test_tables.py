@@ -53,6 +53,28 @@ def test_files_of_the_data_that_were_left_out_are_counted(lab: Any) -> None:
     assert "left out" not in formats.to_markdown(records)
 
 
+def test_damaged_samples_and_rewound_trainings_are_told_under_the_table(lab: Any) -> None:
+    untold = formats.to_markdown(lab.load())
+    assert "left out" not in untold
+    assert "Rewound" not in untold
+    trained = ["train", "train-000001.tar", "a", 4, "is cut off"]
+    lab.edit("train/runs.json", lambda runs: runs.update(dropped={"drops": [trained], "notes": []}))
+    lab.edit("sweep/runs.json", lambda runs: runs.update(dropped={"drops": [trained], "notes": []}))
+    tested = [["test", "test-000000.tar", key, 0, "has other bytes"] for key in "ab"]
+    lab.edit("evaluate/metrics.json", lambda metrics: metrics.update(dropped={"drops": tested, "notes": []}))
+    lab.edit("train/runs.json", lambda r: r["runs"][1].update(rewinds=[{"at": 9, "to": 5, "reason": "a spike"}]))
+    table = formats.to_markdown(lab.load())
+    left_out = "2 of test-000000.tar (has other bytes), 1 of train-000001.tar (is cut off)."
+    assert f"Damaged in their shards and left out everywhere, 3 samples: {left_out}" in table
+    assert "as train.divergence says: uniform-36 seed 1 (1 times)." in table
+
+
+def test_a_run_that_diverged_is_named_and_in_no_average(lab: Any) -> None:
+    lab.edit("train/runs.json", lambda runs: runs["runs"][0].update(status="diverged at step 7 of 90"))
+    row = rows(comparison(lab.load()))[0]
+    assert (row.num_seeds, row.status) == (2, "seed 0: diverged at step 7 of 90")
+
+
 def test_rows_are_in_the_order_of_the_plan_with_mean_and_sample_deviation(lab: Any) -> None:
     table = comparison(lab.load())
     assert list(table["experiment"]) == ["uniform-36", "uniform-64", "dart-36", "dart-16"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ExperimentConfig, Params, Suite
+from pipeline.data.drops import Drop, Drops
 from pipeline.data.index import load_manifest
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
@@ -15,6 +16,7 @@ from pipeline.sweep.checks import check_trials
 from pipeline.sweep.execute import RESULT_FILES, Paths, dry_run, only_copy, plan_runs, publish
 from pipeline.sweep.plan import plan_experiments, plan_sweep
 from pipeline.train.run import DONE, Run
+from stages.evaluate import load_entries
 
 
 @pytest.fixture
@@ -51,6 +53,27 @@ def test_results_are_in_plan_order_with_weights_and_journals(tiny_suite: Suite, 
     assert all(run["status"] == "done" for run in table["runs"])
     for run in runs:
         assert {f.name for f in (paths.results / run.fingerprint).iterdir()} == set(RESULT_FILES)
+
+
+def test_what_is_left_out_is_part_of_a_run_and_of_the_record(tiny_suite: Suite, runs: list[Run], paths: Paths) -> None:
+    drops = Drops((Drop("train", "train-000000.tar", "train-000003", 3, "is cut off"),), ("it is cut",))
+    trials, manifest = plan_experiments(tiny_suite), load_manifest(paths.shards)
+    poorer = plan_runs("train", tiny_suite, trials, manifest, paths, drops)
+    assert not {run.fingerprint for run in poorer} & {run.fingerprint for run in runs}
+    assert {json.dumps(run.dropped) for run in poorer} == {'{"train": [3], "val": []}'}
+    for run in poorer:
+        finish(run)
+    publish("train", tiny_suite, poorer, paths.results, drops)
+    assert json.loads((paths.results / "runs.json").read_text())["dropped"] == drops.to_json()
+
+
+def test_a_run_that_diverged_is_published_without_weights(tiny_suite: Suite, runs: list[Run], paths: Paths) -> None:
+    finish(runs[0])
+    (runs[0].dir / "model.safetensors").unlink()
+    write_json_atomic(runs[0].dir / DONE, {"status": "diverged at step 7 of 90", "metrics": {}})
+    publish("train", tiny_suite, runs[:1], paths.results)
+    assert [file.name for file in (paths.results / runs[0].fingerprint).iterdir()] == ["journal.jsonl"]
+    assert load_entries(paths.results) == []  # nothing to evaluate
 
 
 def test_results_that_cannot_be_completed_leave_the_old_ones(tiny_suite: Suite, runs: list[Run], paths: Paths) -> None:

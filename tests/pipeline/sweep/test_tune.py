@@ -12,17 +12,10 @@ from pipeline.config import Placement, Suite, Trial, check_trial
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
 from pipeline.recipe import AugmentConfig
+from pipeline.sweep.capacity import Shortage, check_batches, check_capacity, count_slots, min_workers, resolve_gpus
 from pipeline.sweep.plan import plan_experiments
 from pipeline.sweep.progress import Progress
-from pipeline.sweep.tune import (
-    check_batches,
-    check_capacity,
-    count_slots,
-    raise_failures,
-    resolve_gpus,
-    run_on_cluster,
-    run_trials,
-)
+from pipeline.sweep.tune import raise_failures, run_on_cluster, run_trials
 from pipeline.train.run import DONE, Run
 
 LAPTOP = [{"CPU": 2.0}]
@@ -134,6 +127,36 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_suite: Suite, tmp_path: Pa
     with pytest.raises(UserError, match=r"train\.global_batch_size = 20: .*world_size \(3\); try 21"):
         check_batches(runs, Placement(num_workers=3))
     check_batches(runs, Placement(num_workers=4))
+
+
+def test_an_elastic_run_needs_its_fewest_workers_and_a_batch_for_every_number(
+    tiny_suite: Suite, tmp_path: Path
+) -> None:
+    single, *_, pinned = make_runs(tiny_suite, tmp_path)
+    elastic = Placement(num_workers=5, min_workers=2)
+    assert (min_workers(single, elastic), min_workers(pinned, elastic)) == (2, 2)
+    assert min_workers(single, Placement(num_workers=5)) == 5
+    check_capacity([single, pinned], elastic, LAPTOP)
+    with pytest.raises(UserError, match=r"placement\.min_workers = 2: the cluster has room for 1 workers"):
+        check_capacity([single], elastic, [{"CPU": 1.0}])
+    with pytest.raises(UserError, match=r"global_batch_size = 20: not a multiple of world_size \(3\)") as error:
+        check_batches([single, pinned], elastic)
+    assert "1 problem\n" in str(error.value)  # 2, 4 and 5 divide it, and the pinned run has its own number
+    check_batches([single], Placement(num_workers=5, min_workers=4))
+
+
+def test_a_cluster_that_stays_too_small_ends_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    shortage = Shortage(2, Placement(), gpus=0.0, patience_s=30)
+    for seconds, nodes in ((0, LAPTOP), (1000, [{"CPU": 1.0}]), (29, []), (0, LAPTOP), (500, []), (29, [])):
+        now[0] += seconds
+        shortage.look(nodes)  # short, but never for long
+    now[0] += 2
+    with pytest.raises(
+        UserError, match=r"workers = 2: nodes were lost, the cluster has room for 0 workers .*bring the"
+    ):
+        shortage.look([])
 
 
 def test_pairs_that_the_workers_would_part_are_refused_before_anything_starts(

@@ -1,13 +1,25 @@
 """A checkpoint is what was saved, or an older one, or none; and it is nobody else's."""
 
+import os
+import resource
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.train.checkpoint import EMA_FILE, FILES, Identity, Position, load_checkpoint, save_checkpoint
+from pipeline.train.checkpoint import (
+    EMA_FILE,
+    FILES,
+    Identity,
+    Position,
+    Rewind,
+    load_checkpoint,
+    save_checkpoint,
+)
+from pipeline.train.state import take, whole
 
 OURS = Identity("dart_vit_nano_patch8_32", "a" * 64, "b" * 64)
 
@@ -24,7 +36,7 @@ class Training:
             self.optimizer.step()
 
     def save(self, root: Path, step: int) -> None:
-        save_checkpoint(root, OURS, Position(step, 1.5, {"val_top1": 0.25}), self.model, self.optimizer)
+        save_checkpoint(root, OURS, Position(step, 1.5, {"val_top1": 0.25}), whole(take(self.model, self.optimizer)))
 
     def load(self, root: Path, identity: Identity = OURS) -> tuple[Position, list[str]]:
         notes: list[str] = []
@@ -93,7 +105,7 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
 def test_averaged_weights_are_part_of_a_checkpoint(tmp_path: Path) -> None:
     training, average, loaded = Training(steps=1), Training(steps=2).model, Training().model
     position = Position(10, 1.5, {})
-    save_checkpoint(tmp_path, OURS, position, training.model, training.optimizer, average)
+    save_checkpoint(tmp_path, OURS, position, whole(take(training.model, training.optimizer, average)))
     other = Training()
     assert load_checkpoint(tmp_path, OURS, other.model, other.optimizer, print, loaded) == position
     found, expected, own = (list(m.state_dict().values()) for m in (loaded, average, training.model))
@@ -103,9 +115,57 @@ def test_averaged_weights_are_part_of_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_its_averaged_weights_is_damaged(tmp_path: Path) -> None:
     training = Training(steps=1)
-    save_checkpoint(tmp_path, OURS, Position(10, 1.5, {}), training.model, training.optimizer, Training().model)
+    state = whole(take(training.model, training.optimizer, Training().model))
+    save_checkpoint(tmp_path, OURS, Position(10, 1.5, {}), state)
     (tmp_path / "step-00000010" / EMA_FILE).unlink()
     notes: list[str] = []
     position = load_checkpoint(tmp_path, OURS, training.model, training.optimizer, notes.append, Training().model)
     assert position.step == 0
     assert "is damaged" in notes[0]
+
+
+def test_a_position_is_the_same_after_the_journey(tmp_path: Path) -> None:
+    training = Training(steps=1)
+    position = Position(10, 1.5, {"val_top1": 0.1}, (0.1 + 0.2, 1e-300), (Rewind(9, 4, "gradient norm nan"),))
+    save_checkpoint(tmp_path, OURS, position, whole(take(training.model, training.optimizer)))
+    assert training.load(tmp_path) == (position, [])
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_published_stays(tmp_path: Path) -> None:
+    """In a process that may not write files as large as the weights."""
+    training = Training(steps=1)
+    training.save(tmp_path, step=10)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"no space left on the disk; free some and run the same again$"):
+            training.save(tmp_path, step=20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Training().load(tmp_path) == (Position(10, 1.5, {"val_top1": 0.25}), [])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_a_folder_that_is_not_ours_to_write_is_one_sentence() -> None:
+    """As somebody without rights: who runs the tests may have all of them."""
+    with TemporaryDirectory() as name:  # not below a folder that only its owner may enter
+        save_without_rights(Path(name))
+
+
+def save_without_rights(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    training = Training(steps=1)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            else:
+                tmp_path.chmod(0o500)
+            training.save(tmp_path / "checkpoint", step=10)
+        except UserError as error:
+            os._exit(0 if "cannot be written (permission denied)" in str(error) else 2)
+        except BaseException:
+            os._exit(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import Suite, Trial
+from pipeline.data.ledger import RankLedger
 from pipeline.data.order import GlobalBatches, epoch_draws, epoch_order
 from pipeline.errors import UserError
 from pipeline.journal import curves, read_journal
@@ -62,6 +64,54 @@ def test_a_training_that_only_missed_its_last_line_repeats_nothing(
     again = train(trial, tiny_shards, tmp_path, wrap=lambda model: DiesAtStep(model, 0))
     assert again.metrics == first.metrics
     assert (again.num_steps, again.num_samples) == (STEPS, STEPS * 20)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 10, 20])
+def test_a_batch_in_pieces_gives_the_same_weights(
+    trial: Trial, tiny_shards: Path, tmp_path: Path, at_once: int
+) -> None:
+    """In float64 and with a small rate; mixed samples too, whose pairs are in different pieces."""
+    recipe = {"precision": "fp64", "lr": 1e-4, "epochs": 1, "augment": FULL}
+    exact = trial.model_copy(update={"train": trial.train.model_copy(update=recipe)})
+    train(exact, tiny_shards, tmp_path / "whole")
+    train(exact, tiny_shards, tmp_path / "pieces", device_batch_size=at_once)
+    ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("pieces", "whole"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-11) for name in theirs)
+    losses = [curves(read_journal(tmp_path / name / "journal.jsonl"))["train_loss"] for name in ("pieces", "whole")]
+    assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), abs=1e-11)
+
+
+def test_what_is_left_out_is_never_read_and_everything_else_once_an_epoch(
+    trial: Trial, tiny_shards: Path, tmp_path: Path
+) -> None:
+    dropped = {"train": [*range(0, 60, 2)], "val": [3, 4]}
+    result = train(trial, tiny_shards, tmp_path, dropped=dropped, ledger=True)
+    assert result.num_steps == 2 * ((400 - 30) // 20)
+    read = RankLedger(tmp_path / "ledger/rank-00000.bin")
+    for epoch in range(2):
+        steps = range(epoch * 18, (epoch + 1) * 18)
+        found = np.concatenate([read.indices(step) for step in steps])
+        assert len(found) == len(set(found.tolist())) == 18 * 20
+        assert not set(found.tolist()) & set(dropped["train"])
+
+
+def test_a_checkpoint_with_other_samples_left_out_is_refused(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(trial, tiny_shards, tmp_path, wrap=lambda model: DiesAtStep(model, 9))
+    with pytest.raises(UserError, match="a checkpoint of another dropped_sha256"):
+        train(trial, tiny_shards, tmp_path, dropped={"train": [5]})
+
+
+def test_a_killed_training_has_a_ledger_of_what_its_weights_have_seen(
+    trial: Trial, tiny_shards: Path, tmp_path: Path
+) -> None:
+    train(trial, tiny_shards, tmp_path / "whole", ledger=True)
+    for steps in (7, 14):
+        with pytest.raises(Killed):
+            train(trial, tiny_shards, tmp_path / "parts", ledger=True, wrap=lambda m, s=steps: DiesAtStep(m, s))
+    train(trial, tiny_shards, tmp_path / "parts", ledger=True)
+    whole, parts = (RankLedger(tmp_path / name / "ledger/rank-00000.bin") for name in ("whole", "parts"))
+    assert all(np.array_equal(whole.indices(step), parts.indices(step)) for step in range(STEPS))
 
 
 def test_how_often_is_logged_and_saved_changes_nothing(
@@ -215,6 +265,11 @@ def test_a_start_without_weights_or_with_others_is_one_sentence(
     child = trial.model_copy(update={"init_from": trial})
     with pytest.raises(UserError, match=r"dart-4\.init_from = 'dart-4': has left no weights"):
         train(child, tiny_shards, tmp_path, init_dir=tmp_path)
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / WEIGHTS).write_bytes((uninterrupted / WEIGHTS).read_bytes())
+    (tmp_path / "lost/done.json").write_text('{"status": "diverged at step 3 of 40"}')
+    with pytest.raises(UserError, match=r"init_from = 'dart-4': diverged at step 3 of 40; mend its recipe first"):
+        train(child, tiny_shards, tmp_path, init_dir=tmp_path / "lost")
     model = trial.model.model_copy(update={"variant": "micro"})
     with pytest.raises(UserError, match=r"dart-4\.init_from = 'dart-4': its weights are another model's"):
         train(child.model_copy(update={"model": model}), tiny_shards, tmp_path, init_dir=uninterrupted)

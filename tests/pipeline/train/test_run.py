@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from pipeline.config import Suite, Trial
 from pipeline.errors import UserError
 from pipeline.sweep.plan import plan_experiments
-from pipeline.train.run import DONE, FAILED, Job, Run, holding, logging_to, train_job
+from pipeline.train.attempt import Failing, train_job
+from pipeline.train.run import DONE, FAILED, Job, Run, holding, logging_to, write_failure
 
 
 @pytest.fixture
@@ -54,12 +56,46 @@ def test_what_the_user_caused_is_written_down_and_not_raised(trial: Trial, tiny_
 
 def test_a_crash_is_written_down_and_raised(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
     def crash(metrics: dict) -> None:
+        raise RuntimeError("a cosmic ray")
+
+    with pytest.raises(RuntimeError, match="a cosmic ray"):
+        train(job_of(trial, tmp_path, tiny_shards), report=crash)
+    assert json.loads((tmp_path / FAILED).read_text()) == {"error": "RuntimeError: a cosmic ray"}
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_full_disk_is_one_sentence_that_is_not_tried_again(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    def fill(metrics: dict) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
-        train(job_of(trial, tmp_path, tiny_shards), report=crash)
-    assert "No space left" in json.loads((tmp_path / FAILED).read_text())["error"]
-    assert "Traceback" in (tmp_path / "log.txt").read_text()
+    train(job_of(trial, tmp_path, tiny_shards), report=fill)
+    failure = json.loads((tmp_path / FAILED).read_text())
+    assert failure["final"]
+    assert failure["error"].endswith("no space left on the disk; free some and run the same again")
+
+
+def test_a_success_after_a_failure_leaves_no_word_of_it(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    write_failure(tmp_path, "an earlier attempt")
+    train(job_of(trial, tmp_path, tiny_shards))
+    assert not (tmp_path / FAILED).exists()
+
+
+def test_ranks_leave_the_first_cause_on_top(tmp_path: Path) -> None:
+    write_failure(tmp_path, "of an attempt before")
+    os.utime(tmp_path / FAILED, (0, 0))
+    first, second = Failing(tmp_path), Failing(tmp_path)
+    with pytest.raises(UserError), first:
+        raise UserError("shard 3 is damaged")
+    with pytest.raises(RuntimeError), second:
+        raise RuntimeError("connection closed by peer")
+    assert json.loads((tmp_path / FAILED).read_text()) == {"error": "shard 3 is damaged", "final": True}
+
+
+def test_what_one_rank_knows_to_be_in_vain_no_rank_tries_again(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
+    write_failure(tmp_path, "shard 3 is damaged", final=True)
+    for rank in range(2):
+        train_job(job_of(trial, tmp_path, tiny_shards), rank=rank, world_size=2, device="cpu", report=print, wrap=id)
+    assert {path.name for path in tmp_path.iterdir()} == {FAILED}
 
 
 def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:

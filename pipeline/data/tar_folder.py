@@ -1,0 +1,190 @@
+"""webdataset: the user's own tars of pictures with labels, one sample being what has one name up to its first dot.
+
+Fetching copies and unpacks nothing: it walks every tar, decodes every picture once, on all cores or nodes, and writes
+down a listing of where each lies, with hashes. Where a usual reader loses samples without a word, or mixes them up,
+each is listed with its reason and left out, as long as that is no more than `max_bad_frac` of all. A picture that is in
+the test split too is not trained on, nor chosen by.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import Placement
+from pipeline.data import listing
+from pipeline.data.archives import Damage, Member, shown, walk_tar
+from pipeline.data.catalog import SPLITS
+from pipeline.data.index import Dropped
+from pipeline.data.lazy import LazySamples
+from pipeline.data.listed import refuse_too_many
+from pipeline.data.listing import Listed, Picture, check_pictures, listed_samples, load_listing, write_listing
+from pipeline.data.options import WebdatasetOptions
+from pipeline.data.pictures import SUFFIXES, to_stored
+from pipeline.data.places import read_place
+from pipeline.errors import UserError, problem
+
+IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
+MAX_LABEL_BYTES = 1 << 16
+MAX_CLASSES = 100_000
+
+
+class Found(NamedTuple):
+    """What the tars have."""
+
+    pictures: list[Picture]
+    dropped: list[Dropped]
+
+
+class Group(NamedTuple):
+    """Members of one name that follow each other."""
+
+    key: str
+    members: dict[str, Member]  # by extension
+    problem: str
+
+
+def fetch(options: WebdatasetOptions, raw_dir: Path, placement: Placement | None = None) -> None:
+    """Check every sample and write listing.json.
+
+    Raises:
+        UserError: if a split has no tar, or more samples are bad than `max_bad_frac` allows.
+    """
+    root = Path(options.path).expanduser()
+    if not root.is_dir():
+        raise UserError(problem("dataset.path", str(root), "no such directory"))
+    found = find_samples(root, options)
+    listed, bad = check_pictures(root, found.pictures, raw_dir, placement)
+    kept, leaks = leave_leaks(listed)
+    dropped = [*found.dropped, *bad, *leaks]
+    refuse_too_many(options.max_bad_frac, len(found.pictures) + len(found.dropped), dropped, "samples")
+    classes = name_classes([picture.class_name for picture in found.pictures])
+    write_listing(root, raw_dir, classes, classes, kept, dropped)
+
+
+def load_class_names(options: WebdatasetOptions, raw_dir: Path) -> list[str]:
+    """The labels: names sorted, or the numbers from 0 on."""
+    return load_listing(raw_dir)["class_names"]
+
+
+def load_samples(options: WebdatasetOptions, raw_dir: Path, split: str) -> LazySamples:
+    """The samples of a split, in the order of the tars; raises UserError on one that has changed."""
+    store = functools.partial(to_stored, img_size=options.img_size, store=options.store)
+    return listed_samples(Path(options.path).expanduser(), raw_dir, split, store)
+
+
+def load_dropped(options: WebdatasetOptions, raw_dir: Path) -> list[Dropped]:
+    """What was left out, each with its reason."""
+    return listing.load_dropped(raw_dir)
+
+
+def find_samples(root: Path, options: WebdatasetOptions) -> Found:
+    """All samples that have a picture and a label, in order, and what is wrong with the others and with the tars."""
+    pictures: list[Picture] = []
+    dropped: list[Dropped] = []
+    for split in SPLITS:
+        pattern = getattr(options.tars, split)
+        tars = [path for path in sorted(root.glob(pattern)) if path.is_file()]
+        if not tars:
+            raise UserError(problem(f"dataset.tars.{split}", pattern, f"no such file below {root}"))
+        keys: set[str] = set()
+        for path in tars:
+            for result in read_tar(root, path.relative_to(root).as_posix(), split, options.label, keys):
+                (pictures if isinstance(result, Picture) else dropped).append(result)  # type: ignore[arg-type]
+    return Found(pictures, dropped)
+
+
+def read_tar(root: Path, file: str, split: str, label: str, keys: set[str]) -> Iterator[Picture | Dropped]:
+    """The samples of one tar.
+
+    Args:
+        keys: Of the split's samples so far; those of the tar are added.
+    """
+    damaged: list[Dropped] = []
+    groups = list(_group(root, file, damaged))
+    times: dict[str, int] = {}
+    for group in groups:
+        times[group.key] = times.get(group.key, 0) + 1
+    for group in groups:
+        name = f"{file}: {shown(group.key)}"
+        reason = group.problem
+        if times[group.key] > 1:
+            reason = "has members that lie apart, or two samples have its key"
+        elif group.key in keys:
+            reason = "has the key of a sample of another tar"
+        keys.add(group.key)
+        result = reason or _to_picture(root, file, split, label, group)
+        yield Dropped(name, result) if isinstance(result, str) else result
+    yield from damaged
+
+
+def _group(root: Path, file: str, damaged: list[Dropped]) -> Iterator[Group]:
+    key, reason = "", ""
+    members: dict[str, Member] = {}
+    with (root / file).open("rb", buffering=0) as opened:
+        for entry in walk_tar(opened):
+            if isinstance(entry, Damage):
+                damaged.append(Dropped(f"{file} at {entry.offset}", entry.reason))
+                continue
+            folder, _, name = entry.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            found = f"{folder}/{stem}" if folder else stem
+            if found != key and (members or reason):
+                yield Group(key, members, reason)
+                members, reason = {}, ""
+            key, extension = found, extension.lower()
+            if extension in members:
+                reason = f"has two members .{shown(extension)}"
+            members[extension] = entry
+    if members:
+        yield Group(key, members, reason)
+
+
+def _to_picture(root: Path, file: str, split: str, label: str, group: Group) -> Picture | str:
+    """The sample, or what is wrong with it."""
+    images = [extension for extension in IMAGES if extension in group.members]
+    kind, _, key = label.partition(":")
+    if len(images) != 1:
+        return "has two images" if images else "has no image"
+    if kind not in group.members:
+        return f"has no member .{kind}"
+    label_member = group.members[kind]
+    try:
+        data = read_place(root, [file, label_member.offset, label_member.size], MAX_LABEL_BYTES)
+        value: Any = json.loads(data)[key] if kind == "json" else int(data)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"has no label in .{kind}"
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        return "has a label that is neither a number nor a name"
+    if isinstance(value, int) and not 0 <= value < MAX_CLASSES:
+        return f"has a label that is not from 0 to {MAX_CLASSES - 1}"
+    image = group.members[images[0]]
+    text = shown(value) if isinstance(value, str) else str(value)
+    return Picture(f"{file}: {shown(group.key)}", text, split, [file, image.offset, image.size])
+
+
+def name_classes(labels: list[str]) -> list[str]:
+    """The classes in the order of their labels: numbers from 0 on, or names sorted."""
+    found = set(labels)
+    if all(label.isdecimal() for label in found):
+        return [str(number) for number in range(1 + max(map(int, found), default=-1))]
+    return sorted(found)
+
+
+def leave_leaks(listed: list[Listed]) -> tuple[list[tuple[Listed, str]], list[Dropped]]:
+    """The samples with their splits, without those whose picture a split that is judged by has too, and those."""
+    splits: dict[str, str] = {}
+    for split in reversed(SPLITS):
+        for picture in listed:
+            if picture.split == split:
+                splits.setdefault(picture.sha256, split)
+    kept: list[tuple[Listed, str]] = []
+    leaks: list[Dropped] = []
+    for picture in listed:
+        split = splits[picture.sha256]
+        if picture.split == split:
+            kept.append((picture, split))
+        else:
+            leaks.append(Dropped(picture.file, f"also in the {split} split"))
+    return kept, leaks

@@ -1,0 +1,101 @@
+"""What fits on the nodes of a cluster: workers side by side, runs that could never start, batches that do not split."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from pipeline.config import Placement, absurd_precision, indivisible_batch
+from pipeline.errors import ConfigError, UserError, problem
+from pipeline.train.run import Run
+
+PATIENCE_S = 20.0  # that a cluster may be too small; Ray has waited half a minute before it calls a node dead
+Nodes = Sequence[Mapping[str, float]]  # of every node that is alive, Ray's resources by name
+
+
+def num_workers(run: Run, placement: Placement) -> int:
+    """The workers of a run: its experiment's subject, or a matter of placement."""
+    return run.trial.num_workers or placement.num_workers
+
+
+def min_workers(run: Run, placement: Placement) -> int:
+    """The fewest workers that a run goes on with; a number that is its subject does not change."""
+    return run.trial.num_workers or placement.min_workers or placement.num_workers
+
+
+def resolve_gpus(placement: Placement, nodes: Nodes) -> float:
+    """GPUs of each worker; `auto` is one where any node has one."""
+    if placement.gpus_per_worker == "auto":
+        return 1.0 if any(node.get("GPU") for node in nodes) else 0.0
+    return float(placement.gpus_per_worker)
+
+
+def count_slots(nodes: Nodes, cpus: int, gpus: float) -> int:
+    """How many workers of this size fit on the nodes at once; none is split over nodes."""
+    return sum(
+        min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) // gpus) if gpus else 10**9) for node in nodes
+    )
+
+
+def check_capacity(runs: Sequence[Run], placement: Placement, nodes: Nodes) -> None:
+    """Raise ConfigError naming every run that could never start on these nodes, or would train absurdly slowly."""
+    gpus = resolve_gpus(placement, nodes)
+    slots = count_slots(nodes, placement.cpus_per_worker, gpus)
+    problems: dict[str, None] = {}
+    for run in runs:
+        workers = min_workers(run, placement)
+        if workers > slots:
+            problems[_too_many(run, workers, slots, room(nodes, placement, gpus), placement)] = None
+        problems |= dict.fromkeys(absurd_precision(run.trial, "cuda" if gpus else "cpu"))
+    if problems:
+        raise ConfigError("placement", problems)
+
+
+def room(nodes: Nodes, placement: Placement, gpus: float) -> str:
+    """What the nodes have room for, in words."""
+    slots = count_slots(nodes, placement.cpus_per_worker, gpus)
+    has = ", ".join(f"{math.floor(sum(node.get(kind, 0) for node in nodes))} {kind}s" for kind in ("CPU", "GPU"))
+    each = f"{placement.cpus_per_worker} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    return f"the cluster has room for {slots} workers of {each}: {has} on {len(nodes)} nodes"
+
+
+def _too_many(run: Run, workers: int, slots: int, has: str, placement: Placement) -> str:
+    where = "placement.num_workers" if placement.min_workers is None else "placement.min_workers"
+    if run.trial.num_workers:
+        where = f"experiments.{run.trial.name}.num_workers"
+    return problem(where, workers, has, f"at most {slots}" if slots else "lower *_per_worker")
+
+
+def check_batches(runs: Sequence[Run], placement: Placement) -> None:
+    """Every global batch must split equally over any number of workers it may get, in pairs where pairs are mixed."""
+    problems: dict[str, None] = {}
+    for run in runs:
+        train, paired = run.trial.train, run.trial.train.mixing is not None
+        for workers in range(min_workers(run, placement), num_workers(run, placement) + 1):
+            where = "train.global_batch_size"
+            problems |= dict.fromkeys(indivisible_batch(where, train.global_batch_size, workers, paired))
+    if problems:
+        raise ConfigError("placement", problems)
+
+
+class Shortage:
+    """Ends what a cluster has become too small for, where Ray would wait for ever for a node that is gone.
+
+    Args:
+        workers: The fewest that anything needs at once.
+    """
+
+    def __init__(self, workers: int, placement: Placement, gpus: float, patience_s: float = PATIENCE_S) -> None:
+        self.workers, self.placement, self.gpus, self.patience_s = workers, placement, gpus, patience_s
+        self.since: float | None = None  # that the nodes are too few
+
+    def look(self, nodes: Nodes) -> None:
+        """Raise UserError where the nodes have been too few, or too small, at every look for `patience_s` seconds."""
+        if count_slots(nodes, self.placement.cpus_per_worker, self.gpus) >= self.workers:
+            self.since = None
+            return
+        now = time.monotonic()
+        self.since = self.since or now
+        if now - self.since >= self.patience_s:
+            has = room(nodes, self.placement, self.gpus)
+            remedy = "bring the nodes back, or set a smaller placement.min_workers; what is finished is kept"
+            raise UserError(problem("workers", self.workers, f"nodes were lost, {has}", remedy))

@@ -1,0 +1,79 @@
+"""What a stage sees of its trainings beside their results: why attempts failed, and processes that are silent.
+
+Processes of one training look after each other: `pipeline.train.guard`. Where there is one alone, the stage looks.
+"""
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline.train.run import Job, read_failure, write_failure
+from pipeline.train.watch import LOOKS, Sign, Watcher, describe, kill_here
+
+log = logging.getLogger(__name__)
+
+KILL_S = 20.0  # for a node to do what it is asked to
+
+
+@contextlib.contextmanager
+def ending_silent(jobs: Sequence[Job], echo: Callable[[str], None]) -> Iterator[None]:
+    """Name and kill, while the block runs, every process alone that is silent for longer than its job says.
+
+    Whoever started it sees it die, and tries it again or not. Of many processes, failed attempts are told.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_look, args=(jobs, echo, over), daemon=True, name="watch over the trials")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _look(jobs: Sequence[Job], echo: Callable[[str], None], over: threading.Event) -> None:
+    watched = [job for job in jobs if job.silence_s is not None]
+    watchers = {job.run_dir: Watcher(job.run_dir, range(1), job.silence_s or 0.0) for job in watched}
+    told: dict[Path, str] = {}
+    while watched and not over.wait(min(job.silence_s or 0.0 for job in watched) / LOOKS):
+        for job in watched:
+            label = f"{job.trial.name} seed {job.trial.seed}"
+            if job.num_workers > 1:
+                _tell_failure(job, label, told, echo)
+                continue
+            silent = [sign for sign in watchers[job.run_dir].look() if not sign.ended]
+            if silent:
+                sentence = describe(silent, 1, job.silence_s or 0.0)
+                echo(f"{label}: {sentence}; it is killed")
+                write_failure(job.run_dir, sentence)
+                _kill(silent[0])
+                watchers[job.run_dir] = Watcher(job.run_dir, range(1), job.silence_s or 0.0)
+
+
+def _tell_failure(job: Job, label: str, told: dict[Path, str], echo: Callable[[str], None]) -> None:
+    """Of an attempt that Ray Train starts again without a word, once."""
+    failure = read_failure(job.run_dir).get("error", "")
+    if failure and failure != told.get(job.run_dir):
+        echo(f"{label}: the attempt failed ({failure})")
+    told[job.run_dir] = failure
+
+
+def _kill(sign: Sign) -> None:
+    """On the node where the process is; a node that does not answer is Ray's to find."""
+    if sign.node == socket.gethostname():
+        kill_here(sign)
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    try:
+        for node in ray.nodes():
+            if node["Alive"] and node["NodeManagerHostname"] == sign.node:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = ray.remote(num_cpus=0)(kill_here).options(scheduling_strategy=there)
+                ray.get(task.remote(sign), timeout=KILL_S)
+    except ray.exceptions.RayError as error:
+        log.warning("process %d of node %s could not be killed: %s", sign.pid, sign.node, error)

@@ -1,0 +1,126 @@
+"""The Ray runtime of a stage: a private one that ends with it, or a cluster that is only visited."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.config import Placement
+from pipeline.errors import UserError, problem
+from pipeline.provenance import usable_cores
+from pipeline.train.auth import protect_token
+from pipeline.train.lost import Watch, listening, own_raylet, watching
+
+# Read when ray is imported or handed to its workers. Measured in seconds per Ray Train run, except where said.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",  # unset, parts of a cluster disagree about it
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints would appear twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints boxes even when told to be quiet
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: checkpoints make a graceful end unnecessary
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# What the nodes need no copy of, as in .gitignore: a leading slash, or `pipeline/data` would stay behind as well.
+NOT_SHIPPED = [
+    *("/.git", "/.dvc", "/.venv", "/.venv.boot", "/.hypothesis", "/.mypy_cache", "/.pytest_cache", "/.ruff_cache"),
+    *("/data", "/runs", "/results", "/report", "/mlartifacts", "/mlflow.db*", "/docs", "/tests", "__pycache__"),
+]
+OBJECT_STORE_BYTES = 200 * 2**20  # nothing large passes through it
+
+
+@contextlib.contextmanager
+def ray_session(placement: Placement, *, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+    """One Ray runtime for the block: the cluster at `placement.ray_address`, or a private one that ends with it.
+
+    Nothing of ours stays on a cluster, and its files on this machine are closed to other users.
+
+    Args:
+        num_cpus: Of a private runtime; default all usable cores.
+        dashboard: Of a private runtime, on the loopback interface. Ray Train needs its State API to give back
+            resources when a trial is stopped.
+
+    Raises:
+        UserError: nobody answers there or lets us in, or the cluster was lost on the way.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = placement.ray_address or "local"  # not None: that might adopt a stray cluster
+    check_address(address)
+    protect_token(make=address == "local")
+    import ray
+
+    context = _connect(address, num_cpus or usable_cores(), dashboard)
+    if address == "local":
+        os.chmod(context.address_info["session_dir"], 0o700)  # Ray makes it writable for everybody
+    store = ray.get_runtime_context().gcs_address
+    watch = Watch(_name(address), store, lambda: any(node["Alive"] for node in ray.nodes()), raylet=own_raylet())
+    there = _detached() if address != "local" else None
+    with watching(watch):
+        try:
+            yield
+        finally:
+            if watch.sentence is None:
+                watch.over.set()  # what ends from here on, we end
+            if there is not None and watch.sentence is None:
+                _remove_detached(there)
+            ray.shutdown()
+
+
+def _name(address: str) -> str:
+    return "the private Ray runtime" if address == "local" else f"the Ray cluster at {address}"
+
+
+def _connect(address: str, num_cpus: int, dashboard: bool) -> Any:
+    import ray
+
+    shipped = {name: value for name, value in ENVIRONMENT.items() if name != "RAY_AUTH_MODE"}
+    options: dict[str, Any] = {"runtime_env": {"working_dir": ".", "excludes": NOT_SHIPPED, "env_vars": shipped}}
+    if address == "local":
+        options = {
+            "num_cpus": num_cpus,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": dashboard,
+            "dashboard_host": "127.0.0.1",
+        }
+    try:
+        return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        raise _no_runtime(address, error) from error
+
+
+def _detached() -> set[tuple[str, str]]:
+    """Namespace and name of every named actor of the cluster; those that outlive their job have names."""
+    import ray
+
+    return {(actor["namespace"], actor["name"]) for actor in ray.util.list_named_actors(all_namespaces=True)}
+
+
+def _remove_detached(there: set[tuple[str, str]]) -> None:
+    """End what Ray's libraries started for us to stay, unless another job may use it by now."""
+    import ray
+
+    if len([job for job in ray._private.state.jobs() if not job["IsDead"]]) > 1:
+        return
+    for namespace, name in _detached() - there:
+        with contextlib.suppress(ValueError):  # it has ended by itself
+            ray.kill(ray.get_actor(name, namespace=namespace))
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "local", "auto": for Ray to find
+    if not listening(f"{host}:{port}"):
+        raise _no_runtime(address, OSError("no answer"))
+
+
+def _no_runtime(address: str, error: Exception) -> UserError:
+    rule = f"no Ray runtime there ({str(error).strip().splitlines()[0]})"
+    return UserError(problem("placement.ray_address", address, rule, "start it, or null = a private one"))
