@@ -8,6 +8,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_STRETCH = 8  # of one side over the other: beyond, nothing could be seen in a panel
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
+# Pillow knows more; some of those run programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 
 def read_photograph(path: Path) -> Image.Image:
     """An RGB image, turned as its EXIF orientation says, its transparent parts white; the first frame of many.
@@ -21,7 +24,7 @@ def read_photograph(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # What Pillow warns of is half as large as what it refuses, and damaged EXIF matters to nobody here.
             warnings.simplefilter("ignore")
-            with Image.open(path) as file:
+            with Image.open(path, formats=FORMATS) as file:
                 return in_colour(ImageOps.exif_transpose(file))
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not an image in a format that Pillow reads") from error

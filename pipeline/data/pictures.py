@@ -46,7 +46,7 @@ def open_picture(data: bytes, formats: tuple[str, ...], make: Callable[[Image.Im
         raise BadPicture("is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` refuses what it warns of
+            warnings.simplefilter("ignore")  # of sizes that `_check_size` refuses, and of odd notes beside the pixels
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(image.size)
                 return make(image)

@@ -26,6 +26,7 @@ def suite(tmp_path) -> Path:
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "tiny.yaml").write_text(text)
     (tmp_path / "params.yaml").write_text("suites: [tiny]\n")
+    (tmp_path / "params.yaml").write_text("suites: [tiny]\n")
     return tmp_path
 
 
