@@ -21,7 +21,7 @@ from pipeline.train.divergence import Diverged
 from pipeline.train.gradients import backward, clip
 from pipeline.train.objective import build_objective, step_seed
 from pipeline.train.optim import scheduled_lr, set_lr
-from pipeline.train.ranks import first_says, share_buffers, sum_over_ranks
+from pipeline.train.ranks import all_say, first_says, share_buffers, sum_over_ranks
 from pipeline.train.run import CHECKPOINTS
 from pipeline.train.setup import Setup
 from pipeline.train.sharding import shard
@@ -75,10 +75,10 @@ class Fitting:
         """
         setup, root = self.setup, self.setup.run_dir / CHECKPOINTS
         self.position = load_checkpoint(root, self.identity, self.model, self.optimizer, self.note, self.averaged)
-        first = first_says(self.position.step, setup.world_size, setup.device)
-        if first != self.position.step:
-            found = f"rank {setup.rank} finds the checkpoint of step {self.position.step}, rank 0 that of {first}"
-            raise RuntimeError(f"{root}: {found}; it must be on storage that all nodes share")
+        found = all_say(self.position.step, setup.world_size, setup.device)
+        if len(set(found)) > 1:  # all ranks end here: none waits for another
+            steps = ", ".join(map(str, found))
+            raise RuntimeError(f"{root}: the ranks find checkpoints of steps {steps}; all nodes must share the storage")
         if self.position.step:
             self.note(f"resumed at step {self.position.step}")
         if setup.sharded:

@@ -19,6 +19,16 @@ def sum_over_ranks(values: Tensor, world_size: int) -> Tensor:
     return values
 
 
+def all_say(said: int, world_size: int, device: torch.device) -> list[int]:
+    """What every rank says, in their order, on every rank."""
+    if world_size == 1:
+        return [said]
+    mine = torch.tensor([said], dtype=torch.int64, device=device)
+    told = [torch.empty_like(mine) for _ in range(world_size)]
+    dist.all_gather(told, mine)
+    return [int(value) for value in told]
+
+
 def first_says(said: int, world_size: int, device: torch.device) -> int:
     """What rank 0 says, on every rank: clocks differ, and what is seen of a folder may."""
     if world_size == 1:

@@ -204,5 +204,5 @@ def test_ranks_that_find_different_checkpoints_do_not_go_on(
     trial = next(trial for trial in plan_experiments(tiny_suite) if trial.name == "uniform-4")
     train(trial, tiny_shards, tmp_path / "ours", steps=9)
     (tmp_path / "theirs").mkdir()
-    with pytest.raises(multiprocessing.ProcessRaisedException, match="rank 1 finds the checkpoint of step 0, rank 0"):
+    with pytest.raises(multiprocessing.ProcessRaisedException, match=r"the ranks find checkpoints of steps \d+, 0"):
         train(trial, tiny_shards, tmp_path / "ours", other_dir=tmp_path / "theirs")

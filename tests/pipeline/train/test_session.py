@@ -1,6 +1,7 @@
 """A Ray address that nobody answers is refused at once; a cluster that dies is noticed; what is ours is closed."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -43,6 +44,15 @@ def server() -> Iterator[socket.socket]:
         yield listening
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what it runs in the background deaf to interrupts, and pytest inherits that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("dies", ["head", "nodes"])
 def test_a_lost_cluster_ends_what_waits_for_it_in_one_sentence(server: socket.socket, dies: str) -> None:
     alive = [True]
