@@ -29,7 +29,7 @@ repro: $(VENV)/ready ## raw data to comparison tables (about half an hour on two
 readme: $(VENV)/ready ## show the last report's tables and pictures in README.md
 	@$(BIN)/python -m stages.report --readme
 
-test: $(VENV)/ready ## every test (ten to fifteen minutes on two cores)
+test: $(VENV)/ready ## every test (up to half an hour on two cores)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/ready ## lint, format and types
