@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.compare import Comparison
-from pipeline.config import Placement, Suite, Trial, load_suite
+from pipeline.config import Suite, Trial, load_suite
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.shards import write_shards
+from pipeline.placement import Placement
 from pipeline.sweep.plan import plan_experiments
 from pipeline.train.launch import carry_out
 from pipeline.train.loop import fit

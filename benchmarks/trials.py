@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.compare import Comparison
-from pipeline.config import Placement, load_suite
+from pipeline.config import load_suite
 from pipeline.files import write_json_atomic
+from pipeline.placement import Placement
 from pipeline.sweep.capacity import Shortage
 from pipeline.sweep.plan import plan_experiments
 from pipeline.sweep.progress import Progress

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import classification
-from pipeline.config import Placement
 from pipeline.data.clips import Views
 from pipeline.data.drops import Drops
 from pipeline.data.index import load_manifest, load_split_index
@@ -18,6 +17,7 @@ from pipeline.data.verify import verify_shards
 from pipeline.files import write_json_atomic
 from pipeline.mask_rules import TestMasksConfig
 from pipeline.part import SPLIT, Part
+from pipeline.placement import Placement
 from pipeline.segmentation import evaluate as segmentation
 from pipeline.spread import spread
 from pipeline.weights import Entry, check_weights

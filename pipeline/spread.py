@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config import Placement
 from pipeline.errors import UserError, problem
+from pipeline.placement import Placement
 from pipeline.provenance import usable_cores
 
 LOOK_S = 5.0  # between two looks at the nodes, while no part gets ready

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from pipeline.config import Placement, Suite, load_suite, load_yaml
+from pipeline.config import Suite, load_suite, load_yaml
+from pipeline.placement import Placement
 
 ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one

@@ -29,8 +29,8 @@ from pipeline.data.options import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.config import Placement
     from pipeline.data.index import Dropped, Manifest
+    from pipeline.placement import Placement
 
 SPLITS = ("train", "val", "test")
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from pipeline.config import Placement
 from pipeline.files import write_json_atomic
+from pipeline.placement import Placement
 from pipeline.spread import run_here, spread
 
 Item = TypeVar("Item", bound=tuple)

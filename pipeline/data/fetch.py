@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline.config import Placement
 from pipeline.data.catalog import DATASETS
 from pipeline.data.options import DatasetOptions
 from pipeline.data.parts import anchored
 from pipeline.files import building_dir
+from pipeline.placement import Placement
 
 
 def fetch_dataset(options: DatasetOptions, raw_dir: Path, placement: Placement | None = None) -> None:

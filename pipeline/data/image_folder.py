@@ -10,7 +10,6 @@ reads the pictures where they lie and refuses one that has changed since.
 import functools
 from pathlib import Path
 
-from pipeline.config import Placement
 from pipeline.data import listing
 from pipeline.data.catalog import SPLITS
 from pipeline.data.index import Dropped
@@ -21,6 +20,7 @@ from pipeline.data.options import ImageFolderOptions
 from pipeline.data.pictures import SUFFIXES, to_stored
 from pipeline.data.splits import check_expected, choose_splits, given_splits, leave_doubles, published_splits
 from pipeline.errors import ConfigError, UserError, problem
+from pipeline.placement import Placement
 
 
 def fetch(options: ImageFolderOptions, raw_dir: Path, placement: Placement | None = None) -> None:

@@ -8,7 +8,6 @@ is in val too is left out. From every form of the copy come the same samples, in
 import functools
 from pathlib import Path
 
-from pipeline.config import Placement
 from pipeline.data import listing
 from pipeline.data.imagenet_layouts import find_copy
 from pipeline.data.index import Dropped
@@ -18,6 +17,7 @@ from pipeline.data.listing import check_pictures, listed_samples, load_listing, 
 from pipeline.data.options import Imagenet1kOptions
 from pipeline.data.pictures import to_stored
 from pipeline.data.splits import check_expected, leave_doubles, published_splits
+from pipeline.placement import Placement
 
 
 def fetch(options: Imagenet1kOptions, raw_dir: Path, placement: Placement | None = None) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config import Placement
 from pipeline.data.catalog import SPLITS, Encoded, Sample
 from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
@@ -18,6 +17,7 @@ from pipeline.data.pictures import MAX_BYTES, BadPicture, check_picture
 from pipeline.data.places import Place, read_place, read_same
 from pipeline.errors import UserError, problem
 from pipeline.files import write_json_atomic
+from pipeline.placement import Placement
 
 LISTING = "listing.json"
 PICTURES = How("img")

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.config import Placement
 from pipeline.data.catalog import IGNORE, SPLITS, Encoded, Sample
 from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
@@ -30,6 +29,7 @@ from pipeline.data.places import read_place
 from pipeline.data.published import choose_splits
 from pipeline.errors import UserError, problem
 from pipeline.files import write_json_atomic
+from pipeline.placement import Placement
 
 LISTING = "listing.json"
 SCENES = How("img", group_size=200, little=500)

@@ -17,7 +17,6 @@ import numpy as np
 import webdataset
 from tqdm import tqdm
 
-from pipeline.config import Placement
 from pipeline.data.catalog import DATASETS, SPLITS, Encoded, Sample
 from pipeline.data.index import (
     INDEX_FILE,
@@ -36,6 +35,7 @@ from pipeline.data.parts import anchored, check_space, identify, keeping_parts, 
 from pipeline.data.verify import hash_file, verify_shards
 from pipeline.errors import UserError
 from pipeline.files import building_dir, explaining_disk, write_bytes_atomic, write_json_atomic
+from pipeline.placement import Placement
 from pipeline.spread import run_here, spread
 
 __all__ = ["verify_shards", "write_shards"]

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import Placement
 from pipeline.data import listing
 from pipeline.data.archives import Damage, Member, shown, walk_tar
 from pipeline.data.catalog import SPLITS
@@ -24,6 +23,7 @@ from pipeline.data.options import WebdatasetOptions
 from pipeline.data.pictures import SUFFIXES, to_stored
 from pipeline.data.places import read_place
 from pipeline.errors import UserError, problem
+from pipeline.placement import Placement
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 MAX_LABEL_BYTES = 1 << 16

@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import Placement
 from pipeline.data.catalog import SPLITS, Encoded, Sample
 from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
@@ -27,6 +26,7 @@ from pipeline.data.video import BadClip, ClipInfo, check_clip
 from pipeline.data.video_layouts import Candidate, Layout, read_kinetics, read_ssv2
 from pipeline.errors import UserError, problem
 from pipeline.files import write_json_atomic
+from pipeline.placement import Placement
 
 LISTING = "listing.json"
 CLIPS = How("clip", group_size=32, little=64)

@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-from pipeline.config import Placement, absurd_precision, indivisible_batch
+from pipeline.config import absurd_precision, indivisible_batch
 from pipeline.errors import ConfigError, UserError, problem
+from pipeline.placement import Placement
 from pipeline.train.run import Run
 
 PATIENCE_S = 20.0  # that a cluster may be too small; Ray has waited half a minute before it calls a node dead

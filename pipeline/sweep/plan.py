@@ -8,21 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.clip_rules import clip_problems
-from pipeline.config import (
-    ExperimentConfig,
-    ModelConfig,
-    Overrides,
-    Strict,
-    Suite,
-    TokenizerConfig,
-    TrainConfig,
-    Trial,
-    check_trial,
-    explain_validation,
-)
+from pipeline.config import ExperimentConfig, Overrides, Strict, Suite, TrainConfig, Trial, check_trial
 from pipeline.errors import ConfigError, problem, unknown_name
 from pipeline.mask_rules import mask_problems
+from pipeline.model_rules import ModelConfig, TokenizerConfig
 from pipeline.recipe import merge
+from pipeline.validation import explain_validation
 
 # What decides which parameters a model has, and their shapes.
 SHAPING = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.benchmark import Cost, count_cost
-from pipeline.config import Placement
+from pipeline.placement import Placement
 from pipeline.provenance import hash_json, usable_cores
 from pipeline.sweep.capacity import num_workers
 from pipeline.sweep.cost import Speed, estimate_worker_s

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Placement, Trial
+from pipeline.config import Trial
 from pipeline.data.index import MANIFEST_FILE
 from pipeline.errors import UserError
 from pipeline.measures import validated
+from pipeline.placement import Placement
 from pipeline.sweep.capacity import (
     Shortage,
     check_batches,

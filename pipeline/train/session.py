@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.config import Placement
 from pipeline.errors import UserError, problem
+from pipeline.placement import Placement
 from pipeline.provenance import usable_cores
 from pipeline.train.auth import protect_token
 from pipeline.train.lost import Watch, listening, own_raylet, watching

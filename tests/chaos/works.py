@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Placement
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.shards import write_shards
 from pipeline.evaluate import evaluate_runs, write_evaluation
 from pipeline.files import building_dir
+from pipeline.placement import Placement
 from pipeline.report.records import load_records
 from pipeline.report.site import write_report
 from pipeline.sweep.execute import publish

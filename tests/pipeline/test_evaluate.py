@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.classification import Predictions, merge, predict, score, write_gallery
-from pipeline.config import ModelConfig, Placement, TokenizerConfig, TrainConfig, Trial
+from pipeline.config import TrainConfig, Trial
 from pipeline.data.catalog import DATASETS
 from pipeline.data.drops import find_drops
 from pipeline.data.index import load_members
@@ -22,7 +22,9 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.evaluate import evaluate_runs, write_evaluation
 from pipeline.gallery import choose_samples, draw_gallery
 from pipeline.model import build_model
+from pipeline.model_rules import ModelConfig, TokenizerConfig
 from pipeline.part import Part
+from pipeline.placement import Placement
 from pipeline.spread import run_on_ray
 from pipeline.weights import load_model
 

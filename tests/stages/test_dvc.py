@@ -54,6 +54,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.errors",
         "pipeline.files",
         "pipeline.mask_rules",
+        "pipeline.placement",
         "pipeline.provenance",
         "pipeline.recipe",
         "pipeline.schema",

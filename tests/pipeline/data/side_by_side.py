@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from pipeline.config import Placement
 from pipeline.data import listing, shards
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.options import ImageFolderOptions
+from pipeline.placement import Placement
 
 SIZE = 3
 

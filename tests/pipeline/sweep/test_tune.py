@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import Placement, Suite, Trial, check_trial
+from pipeline.config import Suite, Trial, check_trial
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
+from pipeline.placement import Placement
 from pipeline.recipe import AugmentConfig
 from pipeline.sweep.capacity import Shortage, check_batches, check_capacity, count_slots, min_workers, resolve_gpus
 from pipeline.sweep.plan import plan_experiments

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Placement
 from pipeline.errors import UserError
+from pipeline.placement import Placement
 from pipeline.train.auth import protect_token
 from pipeline.train.lost import Watch, watching
 from pipeline.train.session import NOT_SHIPPED, check_address, ray_session
