@@ -54,6 +54,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.errors",
         "pipeline.files",
         "pipeline.mask_rules",
+        "pipeline.model_rules",
         "pipeline.placement",
         "pipeline.provenance",
         "pipeline.recipe",
@@ -72,6 +73,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.train.launch",
         "pipeline.train.worker",
         "pipeline.train.watch",
+        "pipeline.validation",
     }
 )
 ELSEWHERE = {
