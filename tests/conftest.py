@@ -9,10 +9,12 @@ from ruamel.yaml import YAML
 
 from pipeline.config import Suite, load_suite, load_yaml
 from pipeline.placement import Placement
+from pipeline.train.session import set_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one
 settings.load_profile("busy machine")
+set_environment()  # before any test module imports Ray
 
 
 @pytest.fixture(scope="session")

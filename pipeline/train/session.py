@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,8 +49,7 @@ def ray_session(placement: Placement, *, num_cpus: int | None = None, dashboard:
     Raises:
         UserError: nobody answers there or lets us in, or the cluster was lost on the way.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     address = placement.ray_address or "local"  # not None: that might adopt a stray cluster
     check_address(address)
     protect_token(make=address == "local")
@@ -70,6 +70,19 @@ def ray_session(placement: Placement, *, num_cpus: int | None = None, dashboard:
             if there is not None and watch.sentence is None:
                 _remove_detached(there)
             ray.shutdown()
+
+
+def set_environment() -> None:
+    """Tell Ray what it reads once, when it is imported. What the user has set stays.
+
+    Raises:
+        UserError: it was imported before without a word about tokens: it would trust everybody, its cluster nobody.
+    """
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        rule = "Ray was imported before this was set, and reads it only then"
+        raise UserError(problem("RAY_AUTH_MODE", None, rule, "set it to token before `import ray`"))
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _name(address: str) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,14 @@ def test_nobody_at_the_address_is_one_sentence() -> None:
     said = r"placement\.ray_address = '127\.0\.0\.1:1': no Ray runtime there .*; start"
     with pytest.raises(UserError, match=said), ray_session(Placement(ray_address="127.0.0.1:1")):
         pass
+
+
+def test_ray_imported_before_it_was_told_of_tokens_is_one_sentence() -> None:
+    code = "import ray; from pipeline.train.session import set_environment as s; s()"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "RAY_AUTH_MODE = None: Ray was imported before this was set" in done.stderr.splitlines()[-1]
 
 
 def test_what_listens_or_is_not_an_address_is_left_to_ray(server: socket.socket) -> None:
