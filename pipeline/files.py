@@ -47,6 +47,19 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     write_text_atomic(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append in one write: a reader sees all of it or nothing, a kill tears only the end.
+
+    Raises:
+        OSError: there is no room for all of it; nothing is left of it then.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        if file.write(data) < len(data):  # what a disk does that is almost full
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 def replace_dir(temporary: Path, final: Path, swap: bool = True) -> None:
     """Put the finished directory `temporary` in the place of `final`, which may exist.
 

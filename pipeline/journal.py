@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError, problem
-from pipeline.files import explaining_disk
+from pipeline.files import append_bytes, explaining_disk
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -48,9 +48,8 @@ class Journal:
 
     def _append(self, kind: str, **content: Any) -> None:
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content}) + "\n"
-        # One write in append mode: a reader sees the whole line or none, a kill tears only the last one.
-        with explaining_disk(self._path.parent), self._path.open("ab", buffering=0) as file:
-            file.write(line.encode())
+        with explaining_disk(self._path.parent):
+            append_bytes(self._path, line.encode())
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -21,10 +21,19 @@ CODE = (
     "dart/**/*.py",
     "pipeline/model.py",
     *(f"pipeline/train/{name}.py" for name in ("loop", "fitting", "objective", "gradients", "divergence", "mixing")),
-    *(f"pipeline/train/{name}.py" for name in ("optim", "sharding", "state", "start", "checkpoint", "batches")),
+    *(
+        f"pipeline/train/{name}.py"
+        for name in ("optim", "sharding", "state", "start", "checkpoint", "batches", "ranks")
+    ),
+    "pipeline/train/setup.py",
+    *(f"pipeline/segmentation/{name}.py" for name in ("tally", "windows")),
 )
 CODE += tuple(
-    f"pipeline/data/{name}.py" for name in ("loader", "transforms", "augment", "clips", "video", "index", "order")
+    f"pipeline/data/{name}.py"
+    for name in (
+        *("loader", "dataset", "decoding", "transforms", "augment"),
+        *("clips", "video", "masks", "index", "order"),
+    )
 )
 # Below dart/, but no weight depends on them.
 APART = ("dart/cost.py", "dart/deploy.py", "dart/draw/*.py", "dart/official.py", "dart/weights.py")

@@ -63,10 +63,12 @@ def main() -> None:
 
 def load_entries(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(weights, record) of the runs of one stage that have weights; none where the suite has no such stage."""
+    from pipeline.train.run import WEIGHTS
+
     path = folder / "runs.json"
     entries = json.loads(path.read_text())["runs"] if path.is_file() else []
     finished = [entry for entry in entries if entry["status"] == "done"]
-    return [(folder / entry["fingerprint"] / "model.safetensors", entry) for entry in finished]
+    return [(folder / entry["fingerprint"] / WEIGHTS, entry) for entry in finished]
 
 
 def tell_mlflow(uri: str, suite: str, manifest: Path) -> None:

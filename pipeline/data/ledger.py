@@ -21,6 +21,7 @@ from pipeline.cli import run_stage
 from pipeline.data.index import load_manifest, load_split_index
 from pipeline.data.order import GlobalBatches, keep, kept_indices
 from pipeline.errors import UserError, problem
+from pipeline.files import append_bytes
 from pipeline.recipe import AugmentConfig
 
 FOLDER, SPLIT = "ledger", "train"
@@ -40,8 +41,7 @@ class Ledger:
         """What this rank reads of global batch `step`, counted from 0 over all epochs; its indices in the split."""
         payload = np.asarray(indices, INDEX).tobytes()
         record = HEADER.pack(step, len(indices), _sum(step, payload)) + payload
-        with self.path.open("ab", buffering=0) as file:  # one write: a kill tears the last record at most
-            file.write(record)
+        append_bytes(self.path, record)  # a kill tears the last record at most
 
 
 class Place(NamedTuple):

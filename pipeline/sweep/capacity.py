@@ -32,8 +32,10 @@ def resolve_gpus(placement: Placement, nodes: Nodes) -> float:
 
 def count_slots(nodes: Nodes, cpus: int, gpus: float) -> int:
     """How many workers of this size fit on the nodes at once; none is split over nodes."""
+    a_little = 1e-9  # 1 // 0.1 is 9
     return sum(
-        min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) // gpus) if gpus else 10**9) for node in nodes
+        min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) / gpus + a_little) if gpus else 10**9)
+        for node in nodes
     )
 
 
@@ -70,12 +72,26 @@ def check_batches(runs: Sequence[Run], placement: Placement) -> None:
     """Every global batch must split equally over any number of workers it may get, in pairs where pairs are mixed."""
     problems: dict[str, None] = {}
     for run in runs:
-        train, paired = run.trial.train, run.trial.train.mixing is not None
-        for workers in range(min_workers(run, placement), num_workers(run, placement) + 1):
-            where = "train.global_batch_size"
-            problems |= dict.fromkeys(indivisible_batch(where, train.global_batch_size, workers, paired))
+        fewest, most = min_workers(run, placement), num_workers(run, placement)
+        batch, paired = run.trial.train.global_batch_size, run.trial.train.mixing is not None
+        if fewest < most:
+            problems |= dict.fromkeys(_unelastic_batch(batch, range(fewest, most + 1), paired))
+        else:
+            problems |= dict.fromkeys(indivisible_batch("train.global_batch_size", batch, most, paired))
     if problems:
         raise ConfigError("placement", problems)
+
+
+def _unelastic_batch(batch: int, counts: range, paired: bool) -> list[str]:
+    """At most one line: that a batch cannot be split equally over every one of these numbers of workers."""
+    every = math.lcm(*counts) * (2 if paired else 1)
+    if batch % every == 0:
+        return []
+    fits = [str(count) for count in counts if not indivisible_batch("", batch, count, paired)]
+    rule = f"not a multiple of every world_size from {counts[0]} to {counts[-1]}, that is of {every}"
+    remedy = f"try {max(1, round(batch / every)) * every}, or as many placement.min_workers as num_workers"
+    said = f" ({', '.join(fits)} would do)" if fits else ""
+    return [problem("train.global_batch_size", batch, rule, remedy + said)]
 
 
 class Shortage:

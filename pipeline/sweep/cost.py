@@ -54,7 +54,7 @@ def load_speed(run_dirs: Iterable[Path]) -> Speed:
         if not all(file.is_file() for file in files):
             continue
         spec, done = (json.loads(file.read_text()) for file in files)
-        if done["wall_s"] > 0:
+        if done["wall_s"] > 0 and done["num_samples"]:  # one that diverged at once has none
             seconds = done["wall_s"] * done["world_size"] / done["num_samples"]
             measured.setdefault(_speed_key(spec["science"]), []).append(seconds)
             rates.append(_macs(spec["science"]) / seconds)

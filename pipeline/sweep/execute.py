@@ -23,11 +23,10 @@ from pipeline.sweep.cost import load_speed, relative_cost
 from pipeline.sweep.tune import run_trials
 from pipeline.tracking.mirror import mirror
 from pipeline.tracking.uri import resolve_uri
-from pipeline.train.run import Run
+from pipeline.train.run import WEIGHTS, Run
 
 LOCK_WAIT_S = 30.0  # an interrupted stage needs some seconds to end
 RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
-WEIGHTS = "model.safetensors"
 RESULT_FILES = (WEIGHTS, JOURNAL_NAME)
 TRAINED_ON = ("train", "val")  # the splits that training reads
 

@@ -1,6 +1,6 @@
 """What a stage sees of its trainings beside their results: why attempts failed, and processes that are silent.
 
-Processes of one training look after each other: `pipeline.train.guard`. Where there is one alone, the stage looks.
+Processes of one training look after each other: `pipeline.train.guard`. After one alone the stage looks.
 """
 
 import contextlib
@@ -43,13 +43,12 @@ def _look(jobs: Sequence[Job], echo: Callable[[str], None], over: threading.Even
             label = f"{job.trial.name} seed {job.trial.seed}"
             if job.num_workers > 1:
                 _tell_failure(job, label, told, echo)
-                continue
-            silent = [sign for sign in watchers[job.run_dir].look() if not sign.ended]
+            # Of many workers one may be left, where the run goes on with so few.
+            silent = [sign for sign in watchers[job.run_dir].look() if sign.world_size == 1 and not sign.ended]
             if silent:
                 sentence = describe(silent, 1, job.silence_s or 0.0)
-                echo(f"{label}: {sentence}; it is killed")
                 write_failure(job.run_dir, sentence)
-                _kill(silent[0])
+                echo(f"{label}: {sentence}; " + ("it is killed" if _kill(silent[0]) else "it could not be killed"))
                 watchers[job.run_dir] = Watcher(job.run_dir, range(1), job.silence_s or 0.0)
 
 
@@ -61,11 +60,10 @@ def _tell_failure(job: Job, label: str, told: dict[Path, str], echo: Callable[[s
     told[job.run_dir] = failure
 
 
-def _kill(sign: Sign) -> None:
+def _kill(sign: Sign) -> bool:
     """On the node where the process is; a node that does not answer is Ray's to find."""
     if sign.node == socket.gethostname():
-        kill_here(sign)
-        return
+        return kill_here(sign)
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -74,6 +72,7 @@ def _kill(sign: Sign) -> None:
             if node["Alive"] and node["NodeManagerHostname"] == sign.node:
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 task = ray.remote(num_cpus=0)(kill_here).options(scheduling_strategy=there)
-                ray.get(task.remote(sign), timeout=KILL_S)
+                return bool(ray.get(task.remote(sign), timeout=KILL_S))
     except ray.exceptions.RayError as error:
         log.warning("process %d of node %s could not be killed: %s", sign.pid, sign.node, error)
+    return False

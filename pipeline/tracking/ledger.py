@@ -4,15 +4,14 @@
 is the position, so a batch whose answer was lost is neither repeated nor forgotten. Open it by `open_ledger`.
 """
 
-import contextlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
@@ -178,7 +177,8 @@ class Ledger:
     def _end_or_go_on(self, run_id: str, run: RunFiles) -> None:
         if run.done:
             self._log_tags(run_id, provenance_tags(run.entry.get("provenance", {})))
-            self._client.set_terminated(run_id, FINISHED, run.end_ms)
+            ended = FINISHED if run.entry["status"] == "done" else FAILED
+            self._client.set_terminated(run_id, ended, run.end_ms)
             self._client.set_tag(run_id, SYNCED, run.state())  # last: it says that all of the above is there
         elif self._status(run_id) != RUNNING:
             self._client.update_run(run_id, status=RUNNING)
@@ -199,14 +199,14 @@ def make_database(path: Path | None) -> None:
     """
     if path is None or (path.exists() and path.stat().st_size):
         return
-    for leftover in path.parent.glob(f"{path.name}.*.tmp*"):  # of a killed process
-        leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-    path.unlink(missing_ok=True)  # empty
-    with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process was faster
-        os.link(temporary, path)
-    temporary.unlink(missing_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists() and path.stat().st_size:  # another process was faster
+            return
+        for leftover in path.parent.glob(f"{path.name}.*tmp*"):  # of a killed process
+            leftover.unlink(missing_ok=True)
+        temporary = path.with_name(f"{path.name}.tmp")
+        SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        temporary.replace(path)
 
 
 def _metric_name(name: str) -> str:

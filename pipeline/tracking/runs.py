@@ -37,7 +37,8 @@ class RunFiles:
 
     @property
     def done(self) -> bool:
-        return self.entry.get("status") == "done"
+        """Whether it has ended with a record: well, or lost where the recipe says that this is a result."""
+        return self.entry.get("status") == "done" or "num_steps" in self.entry
 
     @property
     def title(self) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def train_job(
     A UserError is written to failed.json and not raised: the same input would fail again, so nobody shall retry it.
     A crash is written there too, and raised: it is worth another attempt.
     """
-    if world_size > 1 and read_failure(job.run_dir).get("final"):
+    if (job.run_dir / DONE).is_file() or read_failure(job.run_dir).get("final"):
         return  # one of the ranks knows, and the others were only started again because they could not
     failing = Failing(job.run_dir)
     with contextlib.suppress(UserError), failing, explaining_disk(job.run_dir), logging_to(job.run_dir / LOG):
@@ -50,7 +49,10 @@ def train_job(
             tidy(job.run_dir)
 
 
-def _fit(job: Job, rank: int, world_size: int, device: str, report: Any, wrap: Any, beat: Beat) -> dict[str, Any]:
+def _fit(
+    job: Job, rank: int, world_size: int, device: str, report: Callable[[dict[str, Any]], None],
+    wrap: "Callable[[nn.Module], nn.Module]", beat: Beat,
+) -> dict[str, Any]:  # fmt: skip
     """The training itself -> its record."""
     import torch  # after the placement of this process is settled
 
@@ -74,7 +76,7 @@ class Failing:
     """Writes failed.json for what ends an attempt: its first cause, on whichever rank, whatever follows from it."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.since = run_dir, time.time()
+        self.run_dir, self.before = run_dir, _written_ns(run_dir / FAILED)
 
     def __enter__(self) -> None:
         pass
@@ -91,7 +93,13 @@ class Failing:
         self.write(error)
 
     def write(self, error: str, final: bool = False) -> None:
-        path = self.run_dir / FAILED
         with contextlib.suppress(OSError):  # it may be a full disk that is to be told of
-            if not path.is_file() or path.stat().st_mtime < self.since:
+            if _written_ns(self.run_dir / FAILED) == self.before:
                 write_failure(self.run_dir, error, final)
+
+
+def _written_ns(path: Path) -> int | None:
+    """When a file was last written, by the clock of its storage; None: it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return None

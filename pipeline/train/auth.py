@@ -1,7 +1,9 @@
 """The token that opens a Ray cluster to its users: in a file that nobody else may read."""
 
+import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from pipeline.errors import UserError, problem
@@ -24,10 +26,10 @@ def protect_token(make: bool) -> None:
     path = token_path()
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         if not make:
             remedy = "copy the head's there, or make one with `ray get-auth-token --generate`"
-            raise UserError(problem("Ray's token", str(path), "no such file", remedy))
+            raise UserError(problem("Ray's token", str(path), "no such file, or an empty one", remedy))
         _write_token(path)
     _close(path, 0o600)
     if path.parent.name == ".ray":  # of Ray's own folder; any other may have other tenants
@@ -35,13 +37,16 @@ def protect_token(make: bool) -> None:
 
 
 def _write_token(path: Path) -> None:
+    """Whole, or not there; that of another process stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # another process was faster
-        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")  # for us alone
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
+    if path.is_file() and not path.stat().st_size:  # of a process that was killed
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        os.link(temporary, path)
+    os.unlink(temporary)
 
 
 def _close(path: Path, mode: int) -> None:

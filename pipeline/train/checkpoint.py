@@ -20,10 +20,11 @@ from dart.registry import WEIGHTS_METADATA
 from pipeline.errors import UserError, problem
 from pipeline.files import building_dir, write_bytes_atomic, write_json_atomic
 from pipeline.provenance import hash_file
+from pipeline.train.run import WEIGHTS
 from pipeline.train.state import State, put, whole_tensors
 
 KEEP = 2  # the newest, and one to fall back to
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+FILES = (WEIGHTS, "optimizer.safetensors", "state.json")
 EMA_FILE = "ema.safetensors"
 
 
@@ -86,8 +87,9 @@ def save_checkpoint(
     Raises:
         UserError: the disk is full, or not to be written on; what was published before is still there.
     """
-    with building_dir(root / f"step-{position.step:08d}") as folder:
-        write_bytes_atomic(folder / "model.safetensors", save(state.model))
+    published = root / f"step-{position.step:08d}"
+    with building_dir(published) as folder:
+        write_bytes_atomic(folder / WEIGHTS, save(state.model))
         write_bytes_atomic(folder / "optimizer.safetensors", save(state.optimizer))
         write_json_atomic(folder / "state.json", {"identity": identity._asdict(), "position": position._asdict()})
         files: tuple[str, ...] = FILES
@@ -95,7 +97,9 @@ def save_checkpoint(
             write_bytes_atomic(folder / EMA_FILE, save(state.ema))
             files = (*FILES, EMA_FILE)
         write_json_atomic(folder / "manifest.json", {name: hash_file(folder / name) for name in files})
-    for folder in _newest_first(root)[KEEP:]:
+    # Later ones are damaged: they were passed over when we resumed.
+    later = [folder for folder in _newest_first(root) if folder.name > published.name]
+    for folder in [*later, *_newest_first(root)[len(later) + KEEP :]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -106,18 +110,20 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     note: Callable[[str], None],
     ema: nn.Module | None = None,
+    moments_on: torch.device | None = None,
 ) -> Position:
     """Load the newest sound checkpoint into `model`, `optimizer` and `ema`; without one, the position is the start.
 
     Args:
         note: Is told of every damaged checkpoint that was passed over.
+        moments_on: See `pipeline.train.state.put`.
 
     Raises:
         UserError: the checkpoint belongs to another model, science or data; nothing has been loaded then.
     """
     for folder in _newest_first(root):
         try:
-            return _load(folder, identity, model, optimizer, ema)
+            return _load(folder, identity, model, optimizer, ema, moments_on)
         except Damaged as damage:
             note(f"checkpoint {folder.name} is damaged ({damage}) and was passed over")
     return Position(0, 0.0, {})
@@ -134,23 +140,31 @@ def save_weights(path: Path, model: nn.Module, model_name: str, kwargs: dict[str
 
 
 def _load(
-    folder: Path, identity: Identity, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None
+    folder: Path,
+    identity: Identity,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+    moments_on: torch.device | None,
 ) -> Position:
     try:
-        for name, sha256 in json.loads((folder / "manifest.json").read_text()).items():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or not set(FILES) <= set(manifest):
+            raise Damaged("manifest.json is not as written")
+        for name, sha256 in manifest.items():
             if hash_file(folder / name) != sha256:
                 raise Damaged(f"{name} is not as written")
         state = json.loads((folder / "state.json").read_text())
         _check_owner(folder, Identity(**state["identity"]), identity)
         position = Position.from_json(state["position"])
-        weights = load((folder / "model.safetensors").read_bytes())
+        weights = load((folder / WEIGHTS).read_bytes())
         moments = load((folder / "optimizer.safetensors").read_bytes())
         averages = load((folder / EMA_FILE).read_bytes()) if ema is not None else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise Damaged(f"{type(error).__name__}: {error}") from error
-    put(State(weights, moments, averages), model, optimizer, ema)
+    put(State(weights, moments, averages), model, optimizer, ema, moments_on)
     return position
 
 

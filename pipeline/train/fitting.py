@@ -22,10 +22,9 @@ from pipeline.train.gradients import backward, clip
 from pipeline.train.objective import build_objective, step_seed
 from pipeline.train.optim import scheduled_lr, set_lr
 from pipeline.train.ranks import all_say, first_says, share_buffers, sum_over_ranks
-from pipeline.train.run import CHECKPOINTS
+from pipeline.train.run import CHECKPOINTS, WEIGHTS
 from pipeline.train.setup import Setup
 from pipeline.train.sharding import shard
-from pipeline.train.start import WEIGHTS
 from pipeline.train.watch import READ
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,10 @@ class Fitting:
             RuntimeError: ranks found different ones; storage that several nodes share may be slow to agree.
         """
         setup, root = self.setup, self.setup.run_dir / CHECKPOINTS
-        self.position = load_checkpoint(root, self.identity, self.model, self.optimizer, self.note, self.averaged)
+        moments_on = torch.device("cpu") if setup.sharded else None  # whole moments are more than weights
+        self.position = load_checkpoint(
+            root, self.identity, self.model, self.optimizer, self.note, self.averaged, moments_on
+        )
         found = all_say(self.position.step, setup.world_size, setup.device)
         if len(set(found)) > 1:  # all ranks end here: none waits for another
             steps = ", ".join(map(str, found))
@@ -94,7 +96,7 @@ class Fitting:
                 self.train_epoch(net, epoch)
                 setup.beat(self.position.step, True)
                 share_buffers(self.averaged or self.model, setup.world_size)
-                self.log(self.objective.validate(self.result()))
+                self.log(self.validate())
                 self.save()
                 self.take_snapshot()
                 position = self.position
@@ -129,7 +131,6 @@ class Fitting:
         patient = setup.slow_source
         for images, labels, indices in train_batches(setup, epoch, start - epoch * setup.steps_per_epoch):
             setup.beat(self.position.step + READ, not self.warm)
-            self.warm = True
             if self.ledger:
                 self.ledger.append(self.position.step, indices.tolist())
             try:
@@ -138,7 +139,9 @@ class Fitting:
                 self.num_losses += 1
                 self.position = self.position._replace(step=self.position.step + 1, recent=recent)
             except Diverged as lost:
+                lost.step = self.position.step + 1
                 self.rewind(lost)
+            self.warm = True
             self.after_step()
             setup.beat(self.position.step, patient)
 
@@ -167,7 +170,7 @@ class Fitting:
         torch.manual_seed(step_seed(setup.trial.seed, self.position.step, setup.rank))
         set_lr(self.optimizer, scheduled_lr(train, self.position.step, setup.num_steps))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = backward(setup, self.objective, net, images, labels, self.position.step)
+        loss = backward(setup, self.objective, net, images, labels, self.position.step, not self.warm)
         norm = float(clip(self.model, train.clip_grad or math.inf))
         watched = train.divergence is not None and train.divergence.spike_factor is not None
         mean = float(sum_over_ranks(loss.clone(), setup.world_size)) / setup.world_size if watched else None
@@ -177,22 +180,32 @@ class Fitting:
             self.ema.update(self.model)
         return loss, recent
 
+    def validate(self) -> dict[str, float]:
+        """The scores of the val split; of the snapshot's weights, where the last step has spoilt them."""
+        while True:
+            found = self.objective.validate(self.result())
+            try:
+                divergence.check_validation(found, self.position.step)
+                return found
+            except Diverged as lost:  # equal on every rank
+                self.rewind(lost)
+
     def take_snapshot(self) -> None:
         """Keep what a rewind goes back to, if there may be one."""
         if self.rewinding:
             self.snapshot = (state.copied(state.take(self.model, self.optimizer, self.averaged)), self.position)
 
     def rewind(self, lost: Diverged) -> None:
-        """Go back to the snapshot, and on with the next batch; or raise `lost`, where that is not to be done."""
+        """Go back to the snapshot, and on with the batch after the lost one; or raise `lost`, where that may not be."""
         config, now = self.setup.trial.train.divergence, self.position
         if not divergence.may_rewind(config, now.rewinds):
             raise lost
         tensors, then = self.snapshot
         state.put(tensors, self.model, self.optimizer, self.averaged)
-        rewinds = (*now.rewinds, Rewind(now.step + 1, then.step, str(lost)))
-        self.position = then._replace(step=now.step + 1, train_s=now.train_s, rewinds=rewinds)
+        rewinds = (*now.rewinds, Rewind(lost.step, then.step, str(lost)))
+        self.position = then._replace(step=lost.step, train_s=now.train_s, rewinds=rewinds)
         self.start_window()
-        self.note(f"lost at step {now.step + 1} of {self.setup.num_steps}: {lost}; rewound to step {then.step}")
+        self.note(f"lost at step {lost.step} of {self.setup.num_steps}: {lost}; rewound to step {then.step}")
         self.snapshot = (tensors, self.position)
 
     def give_up(self, lost: Diverged) -> str:

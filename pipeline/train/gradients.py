@@ -2,12 +2,13 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from math import ceil
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.train.objective import Objective
 from pipeline.train.ranks import sum_over_ranks
@@ -15,8 +16,13 @@ from pipeline.train.setup import Setup
 from pipeline.train.watch import COMPUTED, READ
 
 
-def backward(setup: Setup, objective: Objective, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+def backward(
+    setup: Setup, objective: Objective, net: nn.Module, images: Tensor, labels: Tensor, step: int, patient: bool = False
+) -> Tensor:
     """Add the gradients of the mean loss over the global batch to the parameters.
+
+    Args:
+        patient: It may take as long as it likes; see `pipeline.train.watch.Beat`.
 
     Returns:
         A number of this rank, detached float64; its mean over the ranks is the loss.
@@ -24,14 +30,16 @@ def backward(setup: Setup, objective: Objective, net: nn.Module, images: Tensor,
     images, labels = objective.prepare(images, labels, step)
     at_once = setup.device_batch_size
     if at_once is not None and len(images) > at_once:
-        return accumulate(setup, objective, net, images, labels, step)
+        return accumulate(setup, objective, net, images, labels, step, patient)
     loss = objective.loss(net, images, labels)
-    setup.beat(step + COMPUTED, False)
+    setup.beat(step + COMPUTED, patient)
     loss.backward()
     return loss.detach().double()
 
 
-def accumulate(setup: Setup, objective: Objective, net: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensor:
+def accumulate(
+    setup: Setup, objective: Objective, net: nn.Module, images: Tensor, labels: Tensor, step: int, patient: bool = False
+) -> Tensor:
     """As `backward`, of at most `device_batch_size` samples at a time; gradients are exchanged with the last of them.
 
     How much counts in a piece may be known only after the model has seen it. So sums are added up, and divided at
@@ -44,7 +52,7 @@ def accumulate(setup: Setup, objective: Objective, net: nn.Module, images: Tenso
     for i, piece in enumerate(pieces):
         with _alone(net, i + 1 < num_pieces):
             loss, counted = objective.sum_loss(net, *piece)
-            setup.beat(step + COMPUTED if i + 1 == num_pieces else step + READ, False)
+            setup.beat(step + COMPUTED if i + 1 == num_pieces else step + READ, patient)
             loss.backward()
         total += loss.detach()
         count += counted
@@ -66,5 +74,4 @@ def _alone(net: nn.Module, alone: bool) -> AbstractContextManager[Any]:
     if isinstance(net, FSDPModule):
         net.set_requires_gradient_sync(not alone)
         return nullcontext()
-    quiet = getattr(net, "no_sync", None)  # of DistributedDataParallel
-    return cast(Any, quiet)() if alone and quiet is not None else nullcontext()
+    return net.no_sync() if alone and isinstance(net, DistributedDataParallel) else nullcontext()

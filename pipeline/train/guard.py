@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.train.watch import DONE, FAILED, LOOKS, Beat, Pulse, Watcher, beat_unheard, describe, kill_here
+from pipeline.train.watch import BADLY, LOOKS, WELL, Beat, Pulse, Watcher, beat_unheard, describe, kill_here
 
 
 class Guard(threading.Thread):
@@ -31,7 +31,7 @@ class Guard(threading.Thread):
             silent = self.watcher.look()
             others = len(silent) == self.world_size or self.rank not in [sign.rank for sign in silent]
             if silent and others and not self.over.is_set():
-                if silent[0].ended != FAILED:
+                if silent[0].ended != BADLY:
                     self.tell(describe(silent, self.world_size, self.watcher.silence_s))
                     for sign in silent:
                         kill_here(sign)
@@ -51,15 +51,15 @@ def watched(
     if silence_s is None:
         yield beat_unheard
         return
-    pulse = Pulse(run_dir, rank, silence_s)
+    pulse = Pulse(run_dir, rank, world_size, silence_s)
     guard = Guard(run_dir, rank, world_size, silence_s, tell)
     pulse.start()
     if world_size > 1:
         guard.start()
-    how = FAILED
+    how = BADLY
     try:
         yield pulse.beat
-        how = DONE
+        how = WELL
     finally:
         guard.over.set()
         pulse.end(how)

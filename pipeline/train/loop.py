@@ -23,8 +23,9 @@ from pipeline.provenance import hash_json
 from pipeline.train.checkpoint import Identity
 from pipeline.train.fitting import FitResult, Fitting
 from pipeline.train.optim import build_optimizer
+from pipeline.train.run import WEIGHTS
 from pipeline.train.setup import Setup
-from pipeline.train.start import WEIGHTS, load_start
+from pipeline.train.start import load_start
 from pipeline.train.watch import Beat, beat_unheard
 
 __all__ = ["WEIGHTS", "FitResult", "fit"]

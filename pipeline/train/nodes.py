@@ -5,12 +5,12 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError, problem
-from pipeline.provenance import ROOT, code_sha256, hash_file, versions
+from pipeline.provenance import code_sha256, hash_file, versions
 
 ANSWER_S = 10.0  # of a node; the first task there starts a process, which takes a second or two
 NEED_BYTES = 10**9  # free on a node's own disk, for Ray's logs and what it spills
@@ -102,11 +102,9 @@ def find_unread(node: str, place: Path, others: Sequence[str]) -> list[str]:
 
 def here_and_now(files: Sequence[Path]) -> dict[str, Any]:
     """What must be the same everywhere, and the free bytes of this machine's own disk."""
-    lock = ROOT / LOCK
     return {
         "versions": versions(),
         "code": code_sha256(),
-        "lock": hash_file(lock) if lock.is_file() else "none",
         "files": {str(path.resolve()): hash_file(path) if path.is_file() else "none" for path in files},
         "free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
     }
@@ -133,9 +131,9 @@ def compare(node: Node, here: dict[str, Any], folder: Path, need_bytes: int = NE
         if there["files"][path] != sha256:
             rule = "not there" if there["files"][path] == "none" else "another file than here"
             problems.append(problem(f"{name}: storage", path, rule, "mount the same folder at the same path"))
-    for what, remedy in (("code", "take its installed copy away"), ("lock", "copy requirements.lock there")):
-        if there[what] != here[what]:
-            problems.append(problem(f"{name}: {what}", there[what][:12], f"here it is {here[what][:12]}", remedy))
+    if there["code"] != here["code"]:
+        rule = f"here it is {here['code'][:12]}"
+        problems.append(problem(f"{name}: code", there["code"][:12], rule, "take its installed copy away"))
     for package, version in here["versions"].items():
         other = there["versions"].get(package, "none")
         if other != version:
@@ -173,7 +171,7 @@ def _says(path: Path, text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _meeting_place(folder: Path) -> Any:
+def _meeting_place(folder: Path) -> Iterator[Path]:
     """A folder of this check alone, in which every node writes a file."""
     place = folder.resolve() / f".preflight-{secrets.token_hex(4)}"
     place.mkdir(parents=True)

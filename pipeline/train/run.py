@@ -17,6 +17,7 @@ from pipeline.files import explaining_disk, write_json_atomic
 
 DONE, SPEC, FAILED, LOG = "done.json", "spec.json", "failed.json", "log.txt"
 CHECKPOINTS, ALIVE = "checkpoint", "alive"
+WEIGHTS = "model.safetensors"  # the file of a finished run, and of a checkpoint
 SMALLEST_DISK_BYTES = 2**20  # a disk with less is full: not even the reason of a failure can be written down
 JOB_PATHS = ("run_dir", "data_dir", "init_dir")
 LOCK_WAIT_S = 60.0  # a killed stage's processes need a few seconds to end
@@ -140,8 +141,10 @@ def write_failure(run_dir: Path, error: str, final: bool = False) -> None:
 
 def read_failure(run_dir: Path) -> dict[str, Any]:
     """What `write_failure` has left; empty if nothing."""
-    path = run_dir / FAILED
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return dict(json.loads((run_dir / FAILED).read_text()))
+    except FileNotFoundError:
+        return {}
 
 
 @contextlib.contextmanager

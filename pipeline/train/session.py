@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, problem
@@ -55,21 +57,31 @@ def ray_session(placement: Placement, *, num_cpus: int | None = None, dashboard:
     protect_token(make=address == "local")
     import ray
 
-    context = _connect(address, num_cpus or usable_cores(), dashboard)
-    if address == "local":
-        os.chmod(context.address_info["session_dir"], 0o700)  # Ray makes it writable for everybody
-    store = ray.get_runtime_context().gcs_address
-    watch = Watch(_name(address), store, lambda: any(node["Alive"] for node in ray.nodes()), raylet=own_raylet())
-    there = _detached() if address != "local" else None
-    with watching(watch):
-        try:
-            yield
-        finally:
-            if watch.sentence is None:
-                watch.over.set()  # what ends from here on, we end
-            if there is not None and watch.sentence is None:
-                _remove_detached(there)
-            ray.shutdown()
+    with _own_folder() as folder:
+        _connect(address, num_cpus or usable_cores(), dashboard, folder)
+        store = ray.get_runtime_context().gcs_address
+        watch = Watch(_name(address), store, _any_alive, raylet=own_raylet())
+        with watching(watch):
+            try:
+                yield
+            finally:
+                if watch.sentence is None:
+                    watch.over.set()  # what ends from here on, we end
+                if address != "local" and watch.sentence is None:
+                    _remove_detached()
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """Where a private runtime keeps its files for the block: Ray opens its folders to everybody, so they lie in ours.
+
+    Their names must stay short, for sockets are among them: not in TMPDIR, which may be anywhere.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="dart-ray-", dir=os.environ.get("RAY_TMPDIR") or "/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
 
 
 def set_environment() -> None:
@@ -89,7 +101,7 @@ def _name(address: str) -> str:
     return "the private Ray runtime" if address == "local" else f"the Ray cluster at {address}"
 
 
-def _connect(address: str, num_cpus: int, dashboard: bool) -> Any:
+def _connect(address: str, num_cpus: int, dashboard: bool, folder: Path) -> None:
     import ray
 
     shipped = {name: value for name, value in ENVIRONMENT.items() if name != "RAY_AUTH_MODE"}
@@ -100,29 +112,37 @@ def _connect(address: str, num_cpus: int, dashboard: bool) -> Any:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": dashboard,
             "dashboard_host": "127.0.0.1",
+            "_temp_dir": str(folder / "ray"),
         }
     try:
-        return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise _no_runtime(address, error) from error
 
 
-def _detached() -> set[tuple[str, str]]:
-    """Namespace and name of every named actor of the cluster; those that outlive their job have names."""
+def _any_alive() -> bool:
+    """Whether any node is; no, where the control store breaks off in the middle of its answer."""
     import ray
 
-    return {(actor["namespace"], actor["name"]) for actor in ray.util.list_named_actors(all_namespaces=True)}
+    try:
+        return any(node["Alive"] for node in ray.nodes())
+    except ray.exceptions.RayError:
+        return False
 
 
-def _remove_detached(there: set[tuple[str, str]]) -> None:
-    """End what Ray's libraries started for us to stay, unless another job may use it by now."""
+def _remove_detached() -> None:
+    """End what Ray's libraries started for this job to outlive it, unless another job may use it by now."""
     import ray
 
     if len([job for job in ray._private.state.jobs() if not job["IsDead"]]) > 1:
         return
-    for namespace, name in _detached() - there:
+    job = ray.get_runtime_context().job_id
+    ours = ray._private.state.actors(job_id=job, actor_state_name="ALIVE")  # by id
+    for known in ray.util.list_named_actors(all_namespaces=True):
         with contextlib.suppress(ValueError):  # it has ended by itself
-            ray.kill(ray.get_actor(name, namespace=namespace))
+            actor = ray.get_actor(known["name"], namespace=known["namespace"])
+            if ours.get(actor._actor_id.hex(), {}).get("IsDetached"):
+                ray.kill(actor)
 
 
 def check_address(address: str) -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -19,10 +19,8 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | 
     """
     mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     for network in [model] if ema is None else [model, ema.module]:
-        for layers in [part for part in network.modules() if isinstance(part, nn.ModuleList)]:
-            for layer in layers:
-                if not isinstance(layer, FSDPModule) and any(True for _ in layer.parameters()):
-                    fully_shard(layer, mesh=mesh)
+        for layer in _layers(network):
+            fully_shard(layer, mesh=mesh)
         fully_shard(network, mesh=mesh)
     parameters = dict(model.named_parameters())
     for group in optimizer.param_groups:
@@ -31,6 +29,18 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | 
             group["params"][i] = new
             if old in optimizer.state:
                 optimizer.state[new] = {key: _like(new, value) for key, value in optimizer.state.pop(old).items()}
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """What is gathered at once, inner ones first: the members of lists, and of what timm calls blocks, or layers."""
+    groups = [
+        part
+        for name, part in network.named_modules()
+        if isinstance(part, nn.ModuleList)
+        or (isinstance(part, nn.Sequential) and name.rpartition(".")[2] in ("blocks", "layers"))
+    ]
+    members = {id(layer): layer for group in reversed(groups) for layer in group.children()}
+    return [layer for layer in members.values() if any(True for _ in layer.parameters())]
 
 
 def _like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:

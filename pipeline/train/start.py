@@ -9,9 +9,7 @@ from torch import nn
 
 from pipeline.config import Trial
 from pipeline.errors import UserError, problem
-from pipeline.train.run import DONE
-
-WEIGHTS = "model.safetensors"
+from pipeline.train.run import DONE, WEIGHTS
 
 
 def load_start(model: nn.Module, trial: Trial, init_dir: Path | None) -> None:

@@ -27,15 +27,25 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | No
     return State(dict(model.state_dict()), optimizer_tensors(optimizer), averages)
 
 
-def put(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None) -> None:
-    """The inverse of `take`: the values are copied, and everything lies with its parameter, where AdamW keeps it."""
+def put(
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None = None,
+    moments_on: torch.device | None = None,
+) -> None:
+    """The inverse of `take`: the values are copied, and everything lies with its parameter, where AdamW keeps it.
+
+    Args:
+        moments_on: Where the optimizer's tensors are put instead: on a device they may only fit in parts.
+    """
     model.load_state_dict(state.model)
     parameters = dict(_named(optimizer))
     optimizer.state.clear()
     for full_name, value in state.optimizer.items():
         key, name = full_name.split("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = value.to(moments_on or parameter.device, copy=True)
     if ema is not None:
         ema.load_state_dict(state.ema)
 

@@ -21,7 +21,7 @@ import psutil
 
 from pipeline.train.run import ALIVE
 
-DONE, FAILED = "done", "failed"  # how a rank ends
+WELL, BADLY = "well", "badly"  # how a rank ends
 LOOKS = 20  # of a watcher, in the time that a rank may be silent
 NOTICED_FRAC = 0.8  # of that time after which a rank counts as silent: it is to be named within the whole of it
 GRACE_FRAC = 0.15  # of that time, from a rank's failure until the others end themselves
@@ -47,7 +47,8 @@ class Sign(NamedTuple):
     place: How far the loop is, see `Beat`.
     patient: What the loop is doing may take as long as it likes.
     slowest_s: The longest time between two beats that were not patient.
-    ended: "" while it runs; DONE, or FAILED where others would wait for it in vain.
+    world_size: How many ranks there are.
+    ended: "" while it runs; WELL, or BADLY where others would wait for it in vain.
     """
 
     rank: int
@@ -59,15 +60,16 @@ class Sign(NamedTuple):
     place: float
     patient: bool
     slowest_s: float
+    world_size: int
     ended: str
 
 
 class Pulse:
     """The signs of life of one rank, in a block: a thread writes them, the loop's `beat` says how far it is."""
 
-    def __init__(self, run_dir: Path, rank: int, silence_s: float) -> None:
-        self.path = sign_path(run_dir / ALIVE, rank)
-        self.sign = Sign(rank, socket.gethostname(), os.getpid(), _born(os.getpid()), 0, 0, 0.0, True, 0.0, "")
+    def __init__(self, run_dir: Path, rank: int, world_size: int, silence_s: float) -> None:
+        self.path, pid = sign_path(run_dir / ALIVE, rank), os.getpid()
+        self.sign = Sign(rank, socket.gethostname(), pid, _born(pid), 0, 0, 0.0, True, 0.0, world_size, "")
         self.every_s = silence_s / LOOKS
         self.beat_at = time.monotonic()
         self.over = threading.Event()
@@ -76,7 +78,9 @@ class Pulse:
     def beat(self, place: float, patient: bool) -> None:
         """The loop is at `place`."""
         now = time.monotonic()
-        took_s = 0.0 if self.sign.patient else now - self.beat_at
+        took_s = now - self.beat_at
+        if self.sign.patient:  # the first step: the next ones may take as long as that, not `SLOWEST` times as long
+            took_s = took_s / SLOWEST if self.sign.place % 1 else 0.0
         slowest_s = max(self.sign.slowest_s, took_s)
         self.beat_at = now
         beats = self.sign.beats + 1
@@ -90,7 +94,7 @@ class Pulse:
         self.thread.start()
 
     def end(self, how: str) -> None:
-        """The last sign: `how` is DONE or FAILED."""
+        """The last sign: `how` is WELL or BADLY."""
         self.over.set()
         self.thread.join()
         self.sign = self.sign._replace(ended=how)
@@ -139,7 +143,7 @@ class Watcher:
         running = [seen for seen in self.seen.values() if not seen.sign.ended]
         # What fails one of them may be about to fail all: they are given some time to say so themselves.
         grace_s = self.silence_s * GRACE_FRAC
-        failed = [s.sign for s in self.seen.values() if s.sign.ended == FAILED and now - s.beat_at > grace_s]
+        failed = [s.sign for s in self.seen.values() if s.sign.ended == BADLY and now - s.beat_at > grace_s]
         stopped = [seen.sign for seen in running if now - seen.ticked_at > limit_s]
         return failed or stopped or self._hanging(running, now, limit_s)
 
@@ -198,7 +202,15 @@ def kill_here(sign: Sign) -> bool:
 
 
 def _born(pid: int) -> float:
-    """When a process of this node began, in Unix seconds; 0 where there is none."""
+    """When a process of this node began, by a clock that nobody sets where there is one; 0: there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat")  # proc(5), field 22; the second is the name, in brackets
+        return float(stat.read_text().rpartition(")")[2].split()[19]) if stat.is_file() else _unix_born(pid)
+    except OSError:
+        return 0.0
+
+
+def _unix_born(pid: int) -> float:
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:

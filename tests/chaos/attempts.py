@@ -28,7 +28,6 @@ CHANGES = {
     "os.link": (1, 3),
     "os.symlink": (1, 2),
 }
-BY_THE_CLOCK = "alive"  # signs of life: a thread writes them, at no certain point of the work
 FULL_DISK = Path("/dev/full")  # every write to it fails as on a full disk: by the kernel's own ENOSPC
 Fault = Callable[[Path], None]
 
@@ -75,8 +74,7 @@ class Watch:
         self.busy = True  # what is done here is not watched
         try:
             path = changed_path(event, args)
-            known = path is not None and path.is_relative_to(self.root) and BY_THE_CLOCK not in path.parts
-            if path is not None and known and not idle(event, path):
+            if path is not None and path.is_relative_to(self.root) and not idle(event, path):
                 self.note(event, path)
         finally:
             self.busy = False

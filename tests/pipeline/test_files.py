@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import building_dir, exchange, replace_dir, write_json_atomic, write_text_atomic
+from pipeline.files import append_bytes, building_dir, exchange, replace_dir, write_json_atomic, write_text_atomic
 
 
 def build_half(final: Path, error: BaseException, resume_as: str | None = None) -> None:
@@ -77,3 +79,19 @@ def test_a_directory_is_replaced_in_one_step_where_the_system_can(tmp_path: Path
     assert os.listdir(tmp_path / "new") == ["final"]
     assert not exchange(tmp_path / "new", tmp_path / "none")
     assert os.listdir(tmp_path / "new") == ["final"]
+
+
+def test_what_does_not_fit_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    """A disk that is almost full takes a part of a write, and says nothing."""
+    path = tmp_path / "lines"
+    append_bytes(path, b"x" * 90)
+    code = f"""
+import pathlib, resource, signal
+from pipeline.files import append_bytes
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+append_bytes(pathlib.Path({str(path)!r}), b"y" * 20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "No space left on device" in done.stderr
+    assert path.read_bytes() == b"x" * 90

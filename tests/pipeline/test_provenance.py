@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Suite, Trial
-from pipeline.provenance import CODE, ROOT, code_sha256, collect, fingerprint, hash_file, hash_json
+from pipeline.config import Suite, Trial, load_yaml
+from pipeline.provenance import CODE, ROOT, code_files, code_sha256, collect, fingerprint, hash_file, hash_json
 from pipeline.sweep.plan import plan_experiments
 
 DATA, SOURCE = "d" * 64, "c" * 64
@@ -74,6 +74,15 @@ def test_only_code_that_makes_weights_is_hashed(copy: Path) -> None:
         (copy / path).write_text("# another loss\n")
         seen.add(code_sha256(copy))
     assert len(seen) == 4
+
+
+def test_what_makes_the_stage_stale_makes_other_runs() -> None:
+    """But for what decides which runs there are and how they are kept: that is in their science, or no part of it."""
+    stages = load_yaml(ROOT / "dvc.yaml")["stages"]
+    deps = [ROOT / dep for dep in stages["train"]["do"]["deps"] if not dep.startswith("data/")]
+    files = {file for dep in deps for file in (dep.rglob("*.py") if dep.is_dir() else [dep])}
+    kept = {"pipeline/data/drops.py", "pipeline/sweep/execute.py", "pipeline/sweep/plan.py", "pipeline/train/run.py"}
+    assert {path.relative_to(ROOT).as_posix() for path in files - set(code_files())} == kept
 
 
 def test_the_record_is_complete_with_and_without_git(copy: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
 from pipeline.journal import JOURNAL_NAME, Journal, curves, read_journal
 from pipeline.tracking.__main__ import SERVER_ENVIRONMENT, door_options
+from pipeline.tracking.ledger import SYNCED
 from pipeline.tracking.mirror import mirror, open_ledger
 from pipeline.tracking.replay import replay
 from pipeline.tracking.uri import check_uri, resolve_uri
@@ -169,6 +170,27 @@ def test_how_runs_end(uri: str, runs: Path) -> None:
     Journal(folders[1]).metrics(1, train_loss=1.0)
     end_badly(uri, folders, RuntimeError())
     assert shown(uri, f"{SUITE}/train/open").info.status == "FAILED"
+
+
+def test_a_training_that_was_lost_is_a_result_that_is_sent_once(uri: str, runs: Path) -> None:
+    folder = runs / SUITE / "lost"
+    train(runs, "lost")
+    done = json.loads((folder / "done.json").read_text())
+    (folder / "done.json").write_text(json.dumps({**done, "status": "diverged at step 5 of 9"}))
+    with mirror(uri, SUITE, "train", [folder]):
+        pass
+    assert shown(uri, f"{SUITE}/train/lost").info.status == "FAILED"
+    assert shown(uri, f"{SUITE}/train/lost").data.tags[SYNCED]
+    assert shown(uri, f"{SUITE}/train").info.status == "FINISHED"
+
+
+def test_two_processes_that_need_a_new_database_get_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.db")
+    code = f"import pathlib; from pipeline.tracking.ledger import make_database as m; m(pathlib.Path({path!r}))"
+    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+    with sqlite3.connect(tmp_path / "x.db") as database:
+        assert database.execute("select count(*) from alembic_version").fetchone() == (1,)
 
 
 def test_a_killed_stage_leaves_no_run_running(uri: str, runs: Path) -> None:

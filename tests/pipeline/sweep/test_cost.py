@@ -20,10 +20,10 @@ def changed(trial: Trial, section: str, **values: object) -> Trial:
     return trial.model_copy(update={section: getattr(trial, section).model_copy(update=values)})
 
 
-def record(folder: Path, trial: Trial, seconds: float) -> None:
+def record(folder: Path, trial: Trial, seconds: float, num_samples: int = 100) -> None:
     folder.mkdir()
     (folder / "spec.json").write_text(json.dumps({"science": trial.science()}))
-    (folder / "done.json").write_text(json.dumps({"wall_s": seconds, "world_size": 1, "num_samples": 100}))
+    (folder / "done.json").write_text(json.dumps({"wall_s": seconds, "world_size": 1, "num_samples": num_samples}))
 
 
 def test_more_tokens_layers_and_epochs_cost_more(trial: Trial) -> None:
@@ -52,6 +52,11 @@ def test_what_a_training_in_float64_took_says_nothing_of_one_in_float32(trial: T
     record(tmp_path / "a", trial, seconds=10)
     record(tmp_path / "b", changed(trial, "train", precision="fp64"), seconds=90)
     assert estimate_worker_s(trial, 100, load_speed(tmp_path.glob("*/"))) == 10 * trial.train.epochs
+
+
+def test_a_training_that_was_lost_at_once_says_nothing(trial: Trial, tmp_path: Path) -> None:
+    record(tmp_path / "lost", trial, 3.0, num_samples=0)
+    assert load_speed(tmp_path.glob("*")).macs_per_s == ASSUMED_MACS_PER_S
 
 
 def test_another_architecture_is_scaled_by_its_arithmetic(trial: Trial, tmp_path: Path) -> None:

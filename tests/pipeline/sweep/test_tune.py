@@ -140,9 +140,10 @@ def test_an_elastic_run_needs_its_fewest_workers_and_a_batch_for_every_number(
     check_capacity([single, pinned], elastic, LAPTOP)
     with pytest.raises(UserError, match=r"placement\.min_workers = 2: the cluster has room for 1 workers"):
         check_capacity([single], elastic, [{"CPU": 1.0}])
-    with pytest.raises(UserError, match=r"global_batch_size = 20: not a multiple of world_size \(3\)") as error:
+    rule = r"global_batch_size = 20: not a multiple of every world_size from 2 to 5, that is of 60"
+    with pytest.raises(UserError, match=rule + r"; try 60, or .*num_workers \(2, 4, 5 would do\)") as error:
         check_batches([single, pinned], elastic)
-    assert "1 problem\n" in str(error.value)  # 2, 4 and 5 divide it, and the pinned run has its own number
+    assert "1 problem\n" in str(error.value)  # of every run one, and the pinned run has its own number
     check_batches([single], Placement(num_workers=5, min_workers=4))
 
 

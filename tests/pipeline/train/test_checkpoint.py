@@ -102,6 +102,25 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
 
 
+def test_a_damaged_one_that_was_passed_over_goes_with_the_next_save(tmp_path: Path) -> None:
+    for step in (1, 2):
+        Training(steps=step).save(tmp_path, step)
+    (tmp_path / "step-00000002/model.safetensors").write_bytes(b"")
+    training = Training()
+    assert training.load(tmp_path)[0].step == 1
+    Training(steps=1).save(tmp_path, 1)  # as a rewound clock would, or another place to save
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"state.json": "0"}'])
+def test_a_manifest_that_names_nothing_protects_nothing(tmp_path: Path, text: str) -> None:
+    Training(steps=1).save(tmp_path, 1)
+    (tmp_path / "step-00000001/manifest.json").write_text(text)
+    position, notes = Training().load(tmp_path)
+    assert position.step == 0
+    assert "manifest.json is not as written" in notes[0]
+
+
 def test_averaged_weights_are_part_of_a_checkpoint(tmp_path: Path) -> None:
     training, average, loaded = Training(steps=1), Training(steps=2).model, Training().model
     position = Position(10, 1.5, {})

@@ -140,6 +140,21 @@ def test_after_the_last_rewind_it_stops_and_says_so(trial: Trial, tiny_shards: P
     assert [rewind.at for rewind in result.rewinds] == [13, 15]
 
 
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_seen_by_the_validation(
+    trial: Trial, tiny_shards: Path, tmp_path: Path
+) -> None:
+    """One step an epoch, so long that the weights overflow: the gradient that made it was finite."""
+    wild = {"global_batch_size": 400, "lr": 1e39, "warmup_frac": 0.0}
+    wild_trial = trial.model_copy(update={"train": trial.train.model_copy(update=wild)})
+    stopped = train(with_divergence(wild_trial, action="stop"), tiny_shards, tmp_path / "stop", Accident({}))
+    assert stopped.diverged == "diverged at step 1 of 2"
+    back = train(with_divergence(wild_trial, max_rewinds=1), tiny_shards, tmp_path / "back", Accident({}))
+    assert [(rewind.at, rewind.to) for rewind in back.rewinds] == [(1, 0)]
+    assert back.diverged == "diverged at step 2 of 2 after 1 rewinds"
+    with pytest.raises(UserError, match=r"val_loss = nan: not finite at step 1 of 2, the training diverged"):
+        train(wild_trial, tiny_shards, tmp_path / "error", Accident({}))
+
+
 def test_without_a_word_about_it_the_run_has_no_result(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gradient norm = nan: not finite at step 26 of 40, the training diverged"):
         train(trial, tiny_shards, tmp_path, Accident({25: float("nan")}))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.train.nodes import Node, check_nodes, compare, find_unread, here_and_now, look_around
 
-HERE = {"versions": {"python": "3.11.7", "torch": "2.13.0"}, "code": "a" * 64, "lock": "b" * 64,
+HERE = {"versions": {"python": "3.11.7", "torch": "2.13.0"}, "code": "a" * 64,
         "files": {"/shared/manifest.json": "c" * 64}, "free_bytes": 10**11}  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def test_a_node_like_this_one_has_no_problems() -> None:
 
 def test_everything_that_differs_is_named_at_once() -> None:
     wrong = node(
-        versions={"python": "3.12.1"}, code="d" * 64, lock="e" * 64, files={"/shared/manifest.json": "none"},
+        versions={"python": "3.12.1"}, code="d" * 64, files={"/shared/manifest.json": "none"},
         free_bytes=10**8, gpus=3, storage="Read-only file system",
     )  # fmt: skip
     said = compare(wrong, HERE, Path("/shared"))
@@ -27,7 +27,6 @@ def test_everything_that_differs_is_named_at_once() -> None:
         "storage = '/shared': cannot be written there (Read-only file system); mount the same folder at the same path",
         "storage = '/shared/manifest.json': not there; mount the same folder at the same path",
         "code = 'dddddddddddd': here it is aaaaaaaaaaaa; take its installed copy away",
-        "lock = 'eeeeeeeeeeee': here it is bbbbbbbbbbbb; copy requirements.lock there",
         "python = '3.12.1': here it is 3.11.7; install requirements.lock there",
         "torch = 'none': here it is 2.13.0; install requirements.lock there",
         "free disk space = '0.1 GB': less than 1.0 GB on its own disk; free some",

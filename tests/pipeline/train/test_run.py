@@ -98,6 +98,12 @@ def test_what_one_rank_knows_to_be_in_vain_no_rank_tries_again(trial: Trial, tin
     assert {path.name for path in tmp_path.iterdir()} == {FAILED}
 
 
+def test_a_group_that_is_started_again_after_its_end_does_nothing(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / DONE).write_text("{}")
+    train(job_of(trial, tmp_path, tmp_path / "no shards"))
+    assert {path.name for path in tmp_path.iterdir()} == {DONE}
+
+
 def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
     with holding(tmp_path), pytest.raises(UserError, match="another process"), holding(tmp_path, wait_s=0):
         pass

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.placement import Placement
 from pipeline.train.auth import protect_token
 from pipeline.train.lost import Watch, watching
-from pipeline.train.session import NOT_SHIPPED, check_address, ray_session
+from pipeline.train.session import NOT_SHIPPED, _remove_detached, check_address, ray_session
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -114,20 +114,61 @@ def test_a_token_that_others_may_read_is_closed(token: Path) -> None:
     assert (token.read_text(), mode(token), mode(token.parent)) == ("secret", 0o600, 0o700)
 
 
+def test_an_empty_token_of_a_killed_process_is_made_anew(token: Path) -> None:
+    token.parent.mkdir(mode=0o700)
+    token.touch(0o600)
+    protect_token(make=True)
+    assert (len(token.read_text()), mode(token)) == (64, 0o600)
+    assert list(token.parent.iterdir()) == [token]
+
+
 def test_a_cluster_without_its_token_is_one_sentence(token: Path) -> None:
-    with pytest.raises(UserError, match=r"Ray's token = '.*auth_token': no such file; copy the head's there"):
+    with pytest.raises(UserError, match=r"Ray's token = '.*auth_token': no such file, or an empty one; copy"):
         protect_token(make=False)
     assert not token.exists()
 
 
 def test_a_private_runtimes_session_and_token_are_closed_to_others(ray: None) -> None:
+    import ray as cluster
     from ray._private.worker import global_worker
 
     from pipeline.train.auth import token_path
 
-    assert mode(Path(global_worker.node.get_session_dir_path())) & 0o077 == 0
+    cluster.get(cluster.remote(os.getpid).remote())  # a worker that starts opens the session's folder to everybody
+    session = Path(global_worker.node.get_session_dir_path())
+    assert any(mode(folder) & 0o077 == 0 for folder in session.parents)
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert mode(token_path()) & 0o077 == 0
+
+
+def test_only_what_this_job_has_started_is_removed(ray: None) -> None:
+    import ray as cluster
+
+    class Stays:
+        def here(self) -> str:
+            return "here"
+
+    mine = cluster.remote(num_cpus=0)(Stays).options(name="mine", lifetime="detached").remote()
+    assert cluster.get(mine.here.remote()) == "here"
+    address = cluster.get_runtime_context().gcs_address
+    code = f"""
+import ray
+ray.init("{address}", namespace="theirs", log_to_driver=False)
+class Stays:
+    def here(self): return "here"
+actor = ray.remote(num_cpus=0)(Stays).options(name="theirs", lifetime="detached").remote()
+ray.get(actor.here.remote())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    deadline = time.monotonic() + 30
+    while len([job for job in cluster._private.state.jobs() if not job["IsDead"]]) > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    _remove_detached()
+    names = {actor["name"] for actor in cluster.util.list_named_actors(all_namespaces=True)}
+    assert "theirs" in names
+    assert "mine" not in names
+    cluster.kill(cluster.get_actor("theirs", namespace="theirs"))
 
 
 def test_all_of_the_code_is_shipped_to_a_cluster_and_no_data() -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,18 @@ from pipeline.sweep.plan import plan_experiments
 from pipeline.sweep.silence import ending_silent
 from pipeline.train.attempt import train_job
 from pipeline.train.run import ALIVE, DONE, FAILED, Job, write_failure
-from pipeline.train.watch import FAILED as ENDED_BADLY
-from pipeline.train.watch import GRACE_FRAC, LOOKS, NOTICED_FRAC, SLOWEST, Pulse, Watcher, describe, read_sign
+from pipeline.train.watch import (
+    BADLY,
+    GRACE_FRAC,
+    LOOKS,
+    NOTICED_FRAC,
+    SLOWEST,
+    Pulse,
+    Watcher,
+    _born,
+    describe,
+    read_sign,
+)
 
 CONTEXT = get_context("forkserver")  # imports once; autograd's threads do not survive a fork from here
 CONTEXT.set_forkserver_preload(["pipeline.train.loop", "pipeline.data.loader", "torch.optim.adamw"])
@@ -134,6 +146,20 @@ def test_why_attempts_of_many_failed_is_told_once_each(trial: Trial, tmp_path: P
     assert said == [f"{told}(a cosmic ray)", f"{told}(a comet)"]
 
 
+def test_the_last_worker_of_an_elastic_run_is_looked_after_too(trial: Trial, tmp_path: Path) -> None:
+    job, said = job_of(trial, tmp_path / "run", tmp_path, num_workers=2), []
+    (job.run_dir / ALIVE).mkdir(parents=True)
+    alone = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    pulse = Pulse(job.run_dir, 0, 1, SILENCE_S)
+    with ending_silent([job], said.append):
+        time.sleep(2 * SILENCE_S / LOOKS)
+        pulse.sign = pulse.sign._replace(pid=alone.pid, born=_born(alone.pid))
+        pulse._write()
+        assert alone.wait(20) == -signal.SIGKILL
+    assert "rank 0 of 1" in said[0]
+    assert said[0].endswith("; it is killed")
+
+
 class Clock:
     """Time for a watcher, and signs for it to find."""
 
@@ -142,7 +168,7 @@ class Clock:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         (folder / ALIVE).mkdir()
         self.watcher = Watcher(folder, range(world_size), 60.0)
-        self.pulses = [Pulse(folder, rank, 60.0) for rank in range(world_size)]
+        self.pulses = [Pulse(folder, rank, world_size, 60.0) for rank in range(world_size)]
 
     def pass_s(self, seconds: int, stopped: tuple[int, ...] = ()) -> list[int]:
         """Who is silent after so many seconds, in which all but the stopped ranks have ticked."""
@@ -192,6 +218,16 @@ def test_a_step_may_take_as_long_as_steps_take_here(clock: Clock) -> None:
     assert clock.pass_s(5) == [1]
 
 
+def test_the_first_step_is_given_its_time_and_the_next_ones_as_much(clock: Clock) -> None:
+    """It compiles, or each takes minutes here; the gradients' half of it is no exception."""
+    clock.pulses = clock.pulses[:1]
+    clock.watcher = Watcher(clock.watcher.folder.parent, range(1), 60.0)
+    for place, patient in ((0.5, True), (0.75, True), (1.0, False), (1.5, False)):
+        clock.beat(place, patient=patient)
+        assert clock.pass_s(100) == []
+    assert clock.pass_s(2) == [0]  # but no longer than that
+
+
 def test_where_all_wait_for_all_it_is_all_of_them_in_the_end(clock: Clock) -> None:
     clock.beat(4.5, 4.5, 4.5)
     assert clock.pass_s(int(SLOWEST * 60 * NOTICED_FRAC) - 2) == []
@@ -201,7 +237,7 @@ def test_where_all_wait_for_all_it_is_all_of_them_in_the_end(clock: Clock) -> No
 def test_a_rank_that_failed_is_waited_for_in_vain(clock: Clock) -> None:
     clock.beat(4.5, 4.5, 4.5)
     clock.pass_s(3)
-    clock.pulses[1].sign = clock.pulses[1].sign._replace(ended=ENDED_BADLY)
+    clock.pulses[1].sign = clock.pulses[1].sign._replace(ended=BADLY)
     clock.pulses[1]._write()
     assert clock.pass_s(int(60 * GRACE_FRAC) - 1, stopped=(1,)) == []
     assert clock.pass_s(3, stopped=(1,)) == [1]
@@ -210,7 +246,7 @@ def test_a_rank_that_failed_is_waited_for_in_vain(clock: Clock) -> None:
 def test_signs_of_an_earlier_attempt_are_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ALIVE).mkdir()
     old = Pulse(tmp_path, 1, 60.0)
-    old.sign = old.sign._replace(ended=ENDED_BADLY)
+    old.sign = old.sign._replace(ended=BADLY)
     old._write()
     (tmp_path / "new").mkdir()
     (tmp_path / ALIVE).rename(tmp_path / "kept")
