@@ -127,7 +127,9 @@ def _figure(claim: Claim, value: float | None, signed: bool = False) -> str:
 
 
 def _interval(claim: Claim, interval: Interval) -> str:
-    return f"{_figure(claim, interval.low)} to {_figure(claim, interval.high)}"
+    low, high = (_figure(claim, end) for end in interval)
+    number, unit = high.partition(" ")[::2]
+    return f"{low.removesuffix(f' {unit}')} to {number} {unit}".rstrip()
 
 
 def _facts(judgement: Judgement) -> dict[str, Any]:

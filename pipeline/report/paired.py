@@ -105,9 +105,9 @@ def notes(records: Records, table: pd.DataFrame) -> list[str]:
         "narrow: the intervals of table.csv and the p over seeds are the ones to trust.",
         "p, samples: sign-flip test over test samples of the mean over seeds, which with one seed is McNemar's exact "
         "test. It is about these trained models; other seeds may give others.",
-        "p, seeds: Welch's test over the seeds' scores. It is about the recipe, and of three seeds it has little power.",
-        f"Both with Holm's correction for {others} comparison{'' if others == 1 else 's'}; paired.csv has them without, "
-        "and McNemar's p of every pair of equal seeds.",
+        "p, seeds: Welch's test over the seeds' scores. It is about the recipe, and has little power with three seeds.",
+        f"Both with Holm's correction for {others} comparison{'' if others == 1 else 's'}; paired.csv has them without "
+        "it, and McNemar's p of every pair of equal seeds.",
     ]
 
 

@@ -1,8 +1,8 @@
 """What a few seeds and many test samples allow to say: intervals, paired tests, corrections. Numbers in, numbers out.
 
-Two kinds of chance are kept apart. Another seed gives another model: few seeds, so their interval is Student's, wide and
-honest; a bootstrap over three seeds draws one of ten mixtures of them and is too narrow. Other test samples give another
-score of the same models: many samples, so they are resampled. `nested_bootstrap` does both.
+Two kinds of chance are kept apart. Another seed gives another model: few seeds, so their interval is Student's, wide
+and honest; a bootstrap over three seeds draws one of ten mixtures of them and is too narrow. Other test samples give
+another score of the same models: many samples, so they are resampled. `nested_bootstrap` does both.
 """
 
 import math

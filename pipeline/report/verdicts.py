@@ -58,7 +58,7 @@ def judge(claim: Claim, results: Results | None) -> Judgement:
     figures = [figure for figure in found if isinstance(figure, Seeds)]
     num_seeds = min(figure.num for figure in figures)
     if claim.way.startswith("ratio") and figures[1].mean == 0:
-        return Judgement(claim, FAILED, f"{claim.measure} of {claim.than} is 0: there is no ratio", None, None, num_seeds)
+        return Judgement(claim, FAILED, f"{claim.measure} of {claim.than} is 0: no ratio", None, None, num_seeds)
     ours, interval = _measure(claim, figures)
     if num_seeds < claim.seeds:
         gaps = "; ".join(filter(None, (results.status(name) for name in names if results)))

@@ -9,9 +9,9 @@ from pipeline.cli import run_stage
 from pipeline.errors import UserError
 
 EPILOG = """\
-RESULTS has a column `experiment` and, for each measure, MEASURE_mean, MEASURE_std and num_seeds (one row per experiment,
-as in report/SUITE/table.csv), or a column `seed` and plain MEASUREs (one row per seed). Without RESULTS every claim is
-open. CLAIMS is a file like suites/digits/claims.yaml; docs/claims.md has its keys.
+RESULTS has a column `experiment` and, for each measure, MEASURE_mean, MEASURE_std and num_seeds (one row per
+experiment, as in report/SUITE/table.csv), or a column `seed` and plain MEASUREs (one row per seed). Without RESULTS
+every claim is open. CLAIMS is a file like suites/digits/claims.yaml; docs/claims.md has its keys.
 
 exit code: 0 all claims are confirmed; 1 some are refuted; 2 a file is not what it should be;
 3 none is refuted, but some are open: not run, failed, too few seeds

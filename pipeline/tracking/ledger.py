@@ -18,6 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from pipeline.errors import UserError, problem
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
 from pipeline.tracking.uri import check_uri, refused, resolve_uri, sqlite_path
 
@@ -207,6 +208,32 @@ def make_database(path: Path | None) -> None:
     with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process was faster
         os.link(temporary, path)
     temporary.unlink(missing_ok=True)
+
+
+def find_run_ids(uri: str, suite: str) -> dict[str, str]:
+    """{SUITE/STAGE/FINGERPRINT: MLflow's id} of all runs of a suite that MLflow has; nothing is written.
+
+    Raises:
+        UserError: there is no ledger at `uri`, or it does not answer.
+    """
+    resolved = resolve_uri(uri)
+    check_uri(resolved)
+    path = sqlite_path(resolved)
+    if path is not None and not path.is_file():
+        raise UserError(problem("tracking.uri", uri, "no such file", "run: python -m pipeline.tracking replay"))
+    try:
+        client = MlflowClient(resolved)
+        experiment = client.get_experiment_by_name(suite)
+        if experiment is None:
+            return {}
+        page = client.search_runs([experiment.experiment_id], max_results=_BATCH)
+        runs: list[Run] = list(page)
+        while page.token:
+            page = client.search_runs([experiment.experiment_id], max_results=_BATCH, page_token=page.token)
+            runs += page
+        return {run.data.tags[KEY]: run.info.run_id for run in runs if KEY in run.data.tags}
+    except Exception as error:
+        raise refused(uri, error) from error
 
 
 def _metric_name(name: str) -> str:
