@@ -67,12 +67,15 @@ def mlflow_lines(records: "Records", experiment: str) -> list[str]:
     """What the ledger calls the runs of an experiment, or why it cannot be said."""
     from pipeline.config import load_params
     from pipeline.report.records import by_name
-    from pipeline.tracking.ledger import find_run_ids
+    from pipeline.tracking.uri import check_there, resolve_uri
 
-    uri = load_params().tracking.uri
+    uri = resolve_uri(load_params().tracking.uri)
     runs = by_name(records.runs).get(experiment) or by_name(records.trials)[experiment]
     keys = {run.seed: f"{run.suite}/{run.stage}/{run.fingerprint}" for run in runs}
     try:
+        check_there(uri)  # before the seconds that mlflow takes to load
+        from pipeline.tracking.ledger import find_run_ids
+
         found = find_run_ids(uri, records.suite)
     except UserError as error:
         return [str(error)]

@@ -46,11 +46,10 @@ def explain(records: Records, experiment: str, column: str) -> Explanation:
     if experiment not in groups:
         raise UserError(unknown_name(f"{records.suite}: experiment", experiment, groups))
     runs = groups[experiment]
-    finals = comparison(records)
-    table = finals if experiment in set(finals["experiment"]) else sweep(records)
+    table = comparison(records) if runs[0] in records.runs else sweep(records)
     if column not in table:
         raise UserError(unknown_name(f"{records.suite}/{experiment}: column", column, map(str, table)))
-    lines, recomputed = _arithmetic(records, runs, column)
+    lines, recomputed = arithmetic(records, runs, column)
     sections = {
         "How it comes about": lines,
         "Runs": [_run_line(run, column) for run in runs],
@@ -73,7 +72,7 @@ def _cell(table: pd.DataFrame, experiment: str, column: str) -> str:
     return text or "unknown"
 
 
-def _arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list[str], float | None]:
+def arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list[str], float | None]:
     """What gives the cell back, and what it gives."""
     name, values = _measured(runs, column)
     if name:

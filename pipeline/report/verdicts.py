@@ -85,11 +85,10 @@ def band(claim: Claim) -> Interval:
 
 def _find(claim: Claim, name: str, results: Results | None) -> Seeds | Unknown:
     """The figure of an experiment, or why there is none."""
-    absent = f"{name}: {claim.absent}" if claim.absent else ""
     if results is None:
-        return Unknown(NOT_RUN, absent or f"no results of {name}")
+        return Unknown(NOT_RUN, claim.absent or f"no results of {name}")
     if name not in results.rows:
-        return Unknown(NOT_RUN, absent or _no_record(name, results))
+        return Unknown(NOT_RUN, claim.absent or _no_record(name, results))
     if not results.has(claim.measure):
         return Unknown(NOT_RUN, f"the results have no column {claim.measure}")
     figure = results.figure(name, claim.measure)

@@ -18,9 +18,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from pipeline.errors import UserError, problem
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
-from pipeline.tracking.uri import check_uri, refused, resolve_uri, sqlite_path
+from pipeline.tracking.uri import check_there, check_uri, refused, resolve_uri, sqlite_path
 
 KEY = "dart.key"
 SYNCED = "dart.synced"  # which state of the files a finished run of the ledger shows
@@ -218,9 +217,7 @@ def find_run_ids(uri: str, suite: str) -> dict[str, str]:
     """
     resolved = resolve_uri(uri)
     check_uri(resolved)
-    path = sqlite_path(resolved)
-    if path is not None and not path.is_file():
-        raise UserError(problem("tracking.uri", uri, "no such file", "run: python -m pipeline.tracking replay"))
+    check_there(resolved)
     try:
         client = MlflowClient(resolved)
         experiment = client.get_experiment_by_name(suite)
