@@ -46,7 +46,7 @@ HOW_JUDGED = (
 
 def judge_records(records: Records) -> list[Judgement]:
     """The verdicts on a suite's own claims, over its experiments and the points of its sweep."""
-    return judge_all(records.claims, record_results(records))
+    return judge_all(records.claims, record_results(records)) if records.claims else []
 
 
 def record_results(records: Records) -> Results:

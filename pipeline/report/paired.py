@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pipeline.errors import UserError, problem
 from pipeline.report import formats
 from pipeline.report.formats import NOT_MEASURED, markdown, percent
 from pipeline.report.records import Records, Run, by_name
@@ -35,6 +36,13 @@ COLUMNS += ["difference_low", "difference_high", "p_samples", "p_samples_holm", 
 TITLES = ["Experiment", "Score (%)", "Bootstrap", "Difference", "Bootstrap of it", "p, samples", "p, seeds"]
 P_DIGITS = 3
 SMALLEST_SHOWN = 1e-8  # of many corrected ones
+
+
+class Scores(NamedTuple):
+    """Of one run: the samples' keys and their scores."""
+
+    keys: list[str]
+    values: Floats  # (n,)
 
 
 class Group(NamedTuple):
@@ -113,30 +121,51 @@ def notes(records: Records, table: pd.DataFrame) -> list[str]:
 
 def _groups(records: Records) -> list[Group]:
     """Experiments with complete runs whose predictions are there, over the samples that all of them have."""
-    complete = {name: [run for run in runs if not run.problem] for name, runs in by_name(records.runs).items()}
-    found = {run.fingerprint: sample_scores(records, run) for runs in complete.values() for run in runs}
-    scored = {name: tuple(run for run in runs if found[run.fingerprint]) for name, runs in complete.items()}
-    known = [found[run.fingerprint] for runs in scored.values() for run in runs]
-    keys = [key for key in known[0] if all(key in scores for scores in known[1:])] if known else []
+    complete = [run for run in records.runs if not run.problem]
+    scores = {run.fingerprint: sample_scores(records, run) for run in complete}
+    named = by_name(run for run in complete if len(scores[run.fingerprint].keys))
+    columns = dict(zip(scores, _aligned(list(scores.values())), strict=True))
     return [
-        Group(name, runs, np.array([[found[run.fingerprint][key] for run in runs] for key in keys], float))
-        for name, runs in scored.items()
-        if runs
+        Group(name, tuple(runs), np.stack([columns[run.fingerprint] for run in runs], axis=1))
+        for name, runs in named.items()
     ]
 
 
-def sample_scores(records: Records, run: Run) -> dict[str, float]:
-    """{sample key: score} of a run on the test split; empty where it was not evaluated, without what has no score."""
+def sample_scores(records: Records, run: Run) -> Scores:
+    """Of a run on the test split; none where it was not evaluated, and none of a sample that has no score.
+
+    Raises:
+        UserError: the file of predictions has not the columns of the task.
+    """
     path = records.evaluate_dir / "predictions" / f"{run.fingerprint}.csv"
     if not path.is_file():
-        return {}
+        return Scores([], np.empty(0))
     with path.open(newline="") as file:
-        lines = csv.reader(file)
-        header = next(lines, [])
-        key, first, last = (header.index(name) for name in ("key", records.task.scored[0], records.task.scored[-1]))
-        if first != last:
-            return {line[key]: float(line[first] == line[last]) for line in lines}
-        return {line[key]: float(line[first]) for line in lines if line[first]}
+        header, *lines = [*csv.reader(file)] or [[]]
+    wanted = ("key", records.task.scored[0], records.task.scored[-1])
+    if not set(wanted) <= set(header):
+        rule, remedy = f"has not the columns {', '.join(dict.fromkeys(wanted))}", f"run: dvc repro evaluate@{run.suite}"
+        raise UserError(problem("predictions", str(path), rule, remedy))
+    key, first, last = (header.index(name) for name in wanted)
+    if first == last:
+        lines = [line for line in lines if line[first]]
+        values = np.array([line[first] for line in lines], float)
+    else:
+        values = np.array([line[first] == line[last] for line in lines], float)
+    return Scores([line[key] for line in lines], values)
+
+
+def _aligned(scores: Sequence[Scores]) -> list[Floats]:
+    """The values of the samples that all have, in the order of the first; empty ones take no part."""
+    known = [one for one in scores if one.keys]
+    if all(one.keys == known[0].keys for one in known):
+        return [one.values for one in scores]
+    shared = set[str].intersection(*(set(one.keys) for one in known))
+    order = [key for key in known[0].keys if key in shared]
+    places = [{key: i for i, key in enumerate(one.keys)} for one in scores]
+    return [
+        one.values[[at[key] for key in order]] if at else one.values for one, at in zip(scores, places, strict=True)
+    ]
 
 
 def _alone(group: Group, draws: Floats) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, stdtr, stdtrit
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 2000  # bootstrap: the ends of an interval of 95 % are known to a few per cent of its width
+NUM_RESAMPLES = 1000  # bootstrap: the ends of an interval of 95 % are known to a few per cent of its width
 NUM_FLIPS = 9999  # of the random paired test: no p below 1e-4
 SMALLEST_P = 1e-10  # of the exact paired test: below it rounding counts
 CHUNK = 4_000_000  # resampled places at once

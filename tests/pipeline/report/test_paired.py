@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.report import paired
 from pipeline.report.statistics import mcnemar, sign_flip
 from pipeline.report.tables import comparison
@@ -78,6 +79,15 @@ def test_without_two_experiments_there_is_nothing_to_compare(lab: Any) -> None:
     assert table.empty
     assert next(csv.reader(io.StringIO(paired.to_csv(table)))) == paired.COLUMNS
     assert "Fewer than two experiments" in paired.to_markdown(records, table)
+
+
+def test_a_damaged_file_of_predictions_is_one_sentence(lab: Any) -> None:
+    for text in ("", "key,label\na,1\n"):
+        predictions(lab, "dart-36", 0).write_text(text)
+        with pytest.raises(
+            UserError, match="has not the columns key, prediction, label; run: dvc repro evaluate@digits"
+        ):
+            paired.paired(lab.load())
 
 
 def test_masks_are_compared_by_the_miou_of_single_images(dense_lab: Any) -> None:
