@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.report import claims_table
 from pipeline.report.claims import Claim, claims_path, load_claims, suite_claims
 from pipeline.report.results import SHARES, Results, collect
+from pipeline.report.site import write_tests
 from pipeline.report.statistics import Seeds, mean_interval
 from pipeline.report.tables import comparison
 from pipeline.report.verdicts import CONFIRMED, FAILED, NOT_RUN, REFUTED, TOO_FEW, band, judge, judge_all
@@ -267,6 +268,16 @@ def test_every_claim_has_a_row_and_no_cell_of_it_is_blank(lab: Any) -> None:
     assert "| too few seeds: 1 of 3 " in text
     (hostile,) = [line for line in csv.DictReader(io.StringIO(claims_table.to_csv(found))) if line["id"] == "d"]
     assert (hostile["experiment"], hostile["statement"]) == ("'=cmd|<b>", "'=x")
+
+
+def test_the_report_has_the_verdicts_where_anything_is_claimed_and_twice_the_same(lab: Any, tmp_path: Path) -> None:
+    for name in ("once", "twice"):
+        write_tests(claimed(lab), tmp_path / name)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "once").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()}
+    assert set(written) == {"claims.csv", "claims.md", "paired.csv", "paired.md"}
+    write_tests(lab.load(), tmp_path / "unclaimed")
+    assert {path.name for path in (tmp_path / "unclaimed").iterdir()} == {"paired.csv", "paired.md"}
 
 
 @pytest.mark.parametrize(
