@@ -56,7 +56,7 @@ def parse(text: str) -> Cell:
 
 def check_suite(suite: str) -> None:
     """Raise UserError for a suite that has no results here, with the nearest that has."""
-    known = sorted(path.parent.name for path in RESULTS.glob("*/train")) if RESULTS.is_dir() else []
+    known = sorted({path.parents[1].name for path in RESULTS.glob("*/*/runs.json")})
     if not known:
         raise UserError(problem("results", str(RESULTS), "no recorded runs", "run: make repro"))
     if suite not in known:
