@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro readme test check format bench chaos ui lock clean
+.PHONY: help repro readme explain test check format bench chaos ui lock clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ repro: $(VENV)/ready ## raw data to comparison tables (about half an hour on two
 
 readme: $(VENV)/ready ## show the last report's tables and pictures in README.md
 	@$(BIN)/python -m stages.report --readme
+
+explain: $(VENV)/ready ## where a cell comes from: make explain CELL=digits/dart-36/top1_mean
+	@$(BIN)/python -m pipeline.report.explain $(CELL)
 
 test: $(VENV)/ready ## every test (up to half an hour on two cores)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)

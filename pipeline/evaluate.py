@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import classification
+from pipeline import classification, provenance
 from pipeline.data.clips import Views
 from pipeline.data.drops import Drops
 from pipeline.data.index import load_manifest, load_split_index
@@ -25,6 +25,7 @@ from pipeline.weights import Entry, check_weights
 # What is asked of samples -> predict, merge, score, write_csv and write_gallery.
 TASKS: dict[str, ModuleType] = {"classification": classification, "segmentation": segmentation}
 FEW_PASSES = 20_000  # of one image, or of one frame of a clip, that take about as long as Ray needs to start
+PRECISION = "fp32"  # of weights and images, whatever a run was trained in
 Progress = Callable[[int, int], None]  # (parts done, parts in all)
 
 
@@ -84,6 +85,16 @@ def evaluate_runs(
     return {fingerprint: task.merge(found, num_samples, dropped) for fingerprint, found in parts.items()}
 
 
+def settings_record(batch_size: int, views: Views | None, params: Sequence[Path]) -> dict[str, Any]:
+    """How the test split is looked at, by which code and on what machine, for whoever asks where a figure comes from.
+
+    Args:
+        params: The params files that the stage has read.
+    """
+    seen = {} if views is None else {"views": views._asdict()}
+    return {"batch_size": batch_size, "precision": PRECISION, **seen, **provenance.collect(params)}
+
+
 def write_evaluation(
     folder: Path,
     suite: str,
@@ -92,15 +103,18 @@ def write_evaluation(
     shards: Path,
     masks: TestMasksConfig | None = None,
     drops: Drops | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> None:
     """metrics.json, with what `masks` says of how pictures were looked at and what was left out, and the predictions.
 
-    These are predictions/FINGERPRINT.csv.
+    These are predictions/FINGERPRINT.csv. `how` is what `settings_record` says.
     """
     keys, task = load_split_index(shards, SPLIT).keys, task_of(shards)
     settings = {} if masks is None else {"masks": masks.model_dump()}
     if drops:
         settings["dropped"] = drops.to_json()
+    if how is not None:
+        settings["evaluation"] = dict(how)
     runs = []
     for entry in entries:
         fingerprint = entry["fingerprint"]

@@ -35,6 +35,8 @@ class Task:
     curves_csv: str  # ... and the learning curves, of all suites of this task
     answer: tuple[str, ...]  # columns of a run's predictions file that say what it answered ...
     answers: str  # ... and what these are
+    scored: tuple[str, ...]  # columns that give a sample's score: a number, or two that are equal where it is right
+    score: str  # what the mean of these scores is
     counted: str  # what the first measure counts
     counted_short: str
     details: tuple[str, ...]  # what the others count
@@ -59,6 +61,8 @@ CLASSIFICATION = Task(
     curves_csv="curves.csv",
     answer=("prediction",),
     answers="test predictions",
+    scored=("prediction", "label"),
+    score="top-1",
     counted="Top-1, top-5: share of the {num_test} samples of the test split, each counted once",
     counted_short="top-1: share of the {num_test} test samples of {dataset}",
     details=(),
@@ -79,6 +83,8 @@ SEGMENTATION = Task(
     curves_csv="miou-curves.csv",
     answer=("pixel_accuracy", "miou"),
     answers="test images' scores",
+    scored=("miou",),
+    score="mean mIoU of single images",
     counted="mIoU: intersection over union of each class over all pixels of the {num_test} images of the test split, "
     "each counted once in the original image's pixels; mean over the classes that occur",
     counted_short="mIoU: intersection over union over all pixels of the {num_test} test images of {dataset}, mean over "

@@ -15,11 +15,11 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from pipeline.config import load_params, load_suite
+    from pipeline.config import SUITES_DIR, load_params, load_suite
     from pipeline.data.clips import Views
     from pipeline.data.drops import find_drops
     from pipeline.errors import UserError
-    from pipeline.evaluate import evaluate_runs, task_of, write_evaluation
+    from pipeline.evaluate import evaluate_runs, settings_record, task_of, write_evaluation
     from pipeline.files import building_dir
     from pipeline.part import SPLIT
     from pipeline.tracking.uri import check_uri, resolve_uri
@@ -48,8 +48,9 @@ def main() -> None:
             entries, weights, shards, suite.evaluate.batch_size, params.placement, progress, views,
             suite.evaluate.masks, drops,
         )  # fmt: skip
+    how = settings_record(suite.evaluate.batch_size, views, [SUITES_DIR / f"{name}.yaml"])
     with building_dir(results / "evaluate") as folder:
-        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks, drops)
+        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks, drops, how)
         first_seeds = {e["name"]: e for _, e in reversed(train)}.values()
         for entry in first_seeds if suite.evaluate.gallery_samples else ():
             key = entry["fingerprint"]

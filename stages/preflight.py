@@ -22,11 +22,13 @@ def main() -> None:
 
     from pipeline.config import load_params, load_suite
     from pipeline.errors import UserError
+    from pipeline.report.claims import suite_claims
     from pipeline.tracking.uri import check_uri, resolve_uri
 
     params = load_params()
     checks: list[Callable[[], object]] = [
         *(lambda name=name: check_source(name, load_suite(name).dataset) for name in params.suites),
+        *(lambda name=name: suite_claims(name) for name in params.suites),
         lambda: check_uri(resolve_uri(params.tracking.uri)),
         check_disk,
         check_temp_path,

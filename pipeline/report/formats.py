@@ -12,8 +12,9 @@ from pipeline.report.notes import in_short, notes
 from pipeline.report.records import Records
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep, tidy
 
+MEASURE_ENDS = ("", "_mean", "_std", "_ci_low", "_ci_high")
 DECIMALS = {
-    **{f"{measure.name}{end}": 4 for measure in ALL_MEASURES for end in ("", "_mean", "_std")},
+    **{f"{measure.name}{end}": 4 for measure in ALL_MEASURES for end in MEASURE_ENDS},
     **{f"{task.val}{end}": 4 for task in TASKS.values() for end in ("", "_mean")},
     **dict.fromkeys(("images_per_s", "images_per_s_q25", "images_per_s_q75"), 1),
     "gflops": 6,

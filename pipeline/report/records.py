@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from pipeline.errors import UserError, problem
 from pipeline.journal import JOURNAL_NAME, curves, read_journal
 from pipeline.measures import CLASSIFICATION, TASKS, Task
+from pipeline.report.claims import Claim
 
 Json = dict[str, Any]
+NO_SETTINGS = ("suite", "split", "runs", "dropped", "evaluation")  # of evaluate/metrics.json
 
 
 class Cost(NamedTuple):
@@ -97,6 +99,8 @@ class Records:
     evaluate_dir: Path
     settings: Json = field(default_factory=dict)  # of the evaluation, as in the suite's file, where recorded
     dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (shard, reason) -> samples left out
+    evaluation: Json = field(default_factory=dict)  # how the test split was looked at, and by what; empty: not recorded
+    claims: tuple[Claim, ...] = ()  # what is said of the suite, beside its file
 
     @property
     def task(self) -> Task:
@@ -158,8 +162,9 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         costs={architecture_key(model): _cost(model) for model in benchmark.get("models", [])},
         benchmark={key: value for key, value in benchmark.items() if key != "models"},
         evaluate_dir=results_dir / "evaluate",
-        settings={key: value for key, value in evaluated.items() if key not in ("suite", "split", "runs", "dropped")},
+        settings={key: value for key, value in evaluated.items() if key not in NO_SETTINGS},
         dropped=_load_dropped(results_dir),
+        evaluation=evaluated.get("evaluation", {}),
     )
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from pipeline.measures import TASKS, Task
-from pipeline.report import formats
+from pipeline.report import claims_table, formats, paired
 from pipeline.report.agreement import agreements, sentence
 from pipeline.report.figures import write_figures
 from pipeline.report.notes import notes
@@ -65,9 +65,20 @@ def write_suite(records: Records, folder: Path) -> None:
     write_text_atomic(folder / "table.tex", formats.to_latex(records))
     write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
+    write_tests(records, folder)
     drawn, known = write_figures(records, folder / "figures"), figures(records.task)
     pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
+
+
+def write_tests(records: Records, folder: Path) -> None:
+    """What the seeds and the samples allow to say: the paired tests, and the verdicts where anything is claimed."""
+    tests, judgements = paired.paired(records), claims_table.judge_records(records)
+    write_text_atomic(folder / "paired.csv", paired.to_csv(tests))
+    write_text_atomic(folder / "paired.md", paired.to_markdown(records, tests))
+    if judgements:
+        write_text_atomic(folder / "claims.csv", claims_table.to_csv(judgements))
+        write_text_atomic(folder / "claims.md", claims_table.to_markdown(records.suite, judgements))
 
 
 def table_points(suites: Iterable[Records], task: Task) -> str:
@@ -122,6 +133,7 @@ def _section(records: Records, folder: Path) -> dict[str, Any]:
         "caption": CAPTION.format(records.task.first.title.removesuffix(" (%)")),
         "rows": _table(comparison(records), finals, records, records.runs),
         "trials": _table(sweep(records), trials, records, records.trials),
+        "claims": claims_table.shown(claims_table.judge_records(records)),
         "agreements": [sentence(pair) for pair in agreements(records)],
         "notes": notes(records),
         "figures": [

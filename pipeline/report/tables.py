@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline.measures import Task
 from pipeline.report.records import Cost, Records, Run
+from pipeline.report.statistics import half_width
 
 COMPLETE = "complete"
 
@@ -37,6 +38,7 @@ def columns(task: Task) -> list[str]:
         *("experiment", "backbone", "variant", "img_size", *chain(*others), f"{task.val}_mean"),
         *("images_per_s_q25", "images_per_s_q75", "num_samples_trained", "world_size"),
         *("status", "run_ids", "commit", "data_sha256"),
+        *(f"{measure.name}_ci_{end}" for measure in task.measures for end in ("low", "high")),
     ]
 
 
@@ -116,7 +118,17 @@ def _aggregate(runs: pd.DataFrame, task: Task) -> pd.DataFrame:
         commit=("commit", _distinct),
     )
     table = every[FACTS].first().join(means).join(traces).reset_index()
-    return table.assign(num_seeds=table["num_seeds"].fillna(0).astype("int64"))[columns(task)]
+    table = table.assign(num_seeds=table["num_seeds"].fillna(0).astype("int64"))
+    return table.assign(**_intervals(table, task))[columns(task)]
+
+
+def _intervals(table: pd.DataFrame, task: Task) -> dict[str, "pd.Series[float]"]:
+    """Student's of every mean, 95 %, from the deviation over the seeds; unknown of fewer than two seeds."""
+    ends: dict[str, pd.Series[float]] = {}
+    for name in (measure.name for measure in task.measures):
+        half = half_width(table[f"{name}_std"], table["num_seeds"])
+        ends |= {f"{name}_ci_low": table[f"{name}_mean"] - half, f"{name}_ci_high": table[f"{name}_mean"] + half}
+    return ends
 
 
 def _mean(values: "pd.Series[float]") -> float:

@@ -18,7 +18,7 @@ from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
-from pipeline.tracking.uri import check_uri, refused, resolve_uri, sqlite_path
+from pipeline.tracking.uri import check_there, check_uri, refused, resolve_uri, sqlite_path
 
 KEY = "dart.key"
 SYNCED = "dart.synced"  # which state of the files a finished run of the ledger shows
@@ -207,6 +207,30 @@ def make_database(path: Path | None) -> None:
         temporary = path.with_name(f"{path.name}.tmp")
         SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
         temporary.replace(path)
+
+
+def find_run_ids(uri: str, suite: str) -> dict[str, str]:
+    """{SUITE/STAGE/FINGERPRINT: MLflow's id} of all runs of a suite that MLflow has; nothing is written.
+
+    Raises:
+        UserError: there is no ledger at `uri`, or it does not answer.
+    """
+    resolved = resolve_uri(uri)
+    check_uri(resolved)
+    check_there(resolved)
+    try:
+        client = MlflowClient(resolved)
+        experiment = client.get_experiment_by_name(suite)
+        if experiment is None:
+            return {}
+        page = client.search_runs([experiment.experiment_id], max_results=_BATCH)
+        runs: list[Run] = list(page)
+        while page.token:
+            page = client.search_runs([experiment.experiment_id], max_results=_BATCH, page_token=page.token)
+            runs += page
+        return {run.data.tags[KEY]: run.info.run_id for run in runs if KEY in run.data.tags}
+    except Exception as error:
+        raise refused(uri, error) from error
 
 
 def _metric_name(name: str) -> str:

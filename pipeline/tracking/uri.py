@@ -42,6 +42,13 @@ def check_uri(uri: str) -> None:
         raise _refusal(uri, "MLflow keeps no more runs in plain folders", _LOCAL)
 
 
+def check_there(uri: str) -> None:
+    """Raise UserError where there is no ledger at a usable `uri` yet: asking MLflow would make one."""
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
+        raise _refusal(uri, "no such file", "run: python -m pipeline.tracking replay")
+
+
 def refused(uri: str, error: BaseException) -> UserError:
     """MLflow's own refusal in one line."""
     remedy = "mend that, or name another"

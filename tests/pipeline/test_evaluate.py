@@ -19,7 +19,7 @@ from pipeline.data.index import load_members
 from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.errors import ConfigError, UserError
-from pipeline.evaluate import evaluate_runs, write_evaluation
+from pipeline.evaluate import evaluate_runs, settings_record, write_evaluation
 from pipeline.gallery import choose_samples, draw_gallery
 from pipeline.model import build_model
 from pipeline.model_rules import ModelConfig, TokenizerConfig
@@ -168,8 +168,12 @@ def test_a_suite_of_runs(shards: Path, tmp_path: Path) -> None:
     for run in runs:
         assert found[run[0]["fingerprint"]].classes.tolist() == evaluated(run, shards, 8, 1).classes.tolist()
 
-    write_evaluation(tmp_path / "out", "tiny", entries, found, shards)
+    how = settings_record(8, None, [])
+    write_evaluation(tmp_path / "out", "tiny", entries, found, shards, how=how)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["evaluation"] == how
+    assert (how["batch_size"], how["precision"]) == (8, "fp32")
+    assert {"commit", "code_sha256", "lock_sha256", "versions", "hardware"} <= how.keys()
     with (tmp_path / "out" / "predictions" / "dart.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len({row["key"] for row in rows}) == NUM_TEST

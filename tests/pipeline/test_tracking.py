@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
 from pipeline.journal import JOURNAL_NAME, Journal, curves, read_journal
 from pipeline.tracking.__main__ import SERVER_ENVIRONMENT, door_options
-from pipeline.tracking.ledger import SYNCED
+from pipeline.tracking.ledger import SYNCED, find_run_ids
 from pipeline.tracking.mirror import mirror, open_ledger
 from pipeline.tracking.replay import replay
 from pipeline.tracking.uri import check_uri, resolve_uri
@@ -407,3 +407,13 @@ def test_the_pages_are_answered_under_the_names_that_are_allowed_and_no_other() 
 
 def test_mlflow_never_unpickles() -> None:
     assert SERVER_ENVIRONMENT["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+def test_the_ledger_knows_its_runs_by_what_the_records_call_them(uri: str, runs: Path, tmp_path: Path) -> None:
+    train(runs, "f1", 2)
+    replay(uri, SUITE, runs, tmp_path / "results")
+    assert find_run_ids(uri, SUITE)[f"{SUITE}/train/f1"] == shown(uri, f"{SUITE}/train/f1").info.run_id
+    assert find_run_ids(uri, "another") == {}
+    with pytest.raises(UserError, match=r"no such file; run: python -m pipeline\.tracking replay"):
+        find_run_ids(f"sqlite:///{tmp_path}/none.db", SUITE)
+    assert not (tmp_path / "none.db").exists()

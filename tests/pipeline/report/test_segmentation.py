@@ -23,6 +23,7 @@ from pipeline.report.tables import comparison, rows, sweep, tidy
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "table-segmentation.md"
 OTHERS = ("miou_small", "boundary_iou", "pixel_accuracy")
+ENDS = ("mean", "std", "ci_low", "ci_high")
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -44,9 +45,10 @@ def test_the_csv_has_the_measures_of_segmentation_in_place_of_those_of_classific
     ours, theirs = (list(comparison(one.load())) for one in (dense_lab, lab))
     named = ["model", "tokenizer", "token_budget", "miou_mean", "miou_std", "num_seeds", "params", "gflops"]
     assert ours[: len(named)] == named
-    mine = {"val_miou_mean", *(f"{name}_{end}" for name in ("miou", *OTHERS) for end in ("mean", "std"))}
+    mine = {"val_miou_mean", *(f"{name}_{end}" for name in ("miou", *OTHERS) for end in ENDS)}
     assert set(ours) - set(theirs) == mine
-    assert set(theirs) - set(ours) == {"top1_mean", "top1_std", "top5_mean", "top5_std", "val_top1_mean"}
+    others = {"val_top1_mean", *(f"{name}_{end}" for name in ("top1", "top5") for end in ENDS)}
+    assert set(theirs) - set(ours) == others
     common = set(ours) & set(theirs)
     assert [name for name in ours if name in common] == [name for name in theirs if name in common]
     line = next(csv.DictReader(io.StringIO(formats.to_csv(comparison(dense_lab.load())))))

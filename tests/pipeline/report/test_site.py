@@ -13,6 +13,7 @@ from pipeline.report.pictures import gallery_pair
 from pipeline.report.site import write_report
 
 FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "summary.md", "figures"}
+FILES |= {"paired.csv", "paired.md"}
 FIGURES = {"accuracy-vs-gflops", "learning-curves", "what-the-model-sees"}
 
 
