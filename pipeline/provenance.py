@@ -27,7 +27,10 @@ CODE += tuple(
     f"pipeline/data/{name}.py" for name in ("loader", "transforms", "augment", "clips", "video", "index", "order")
 )
 # Below dart/, but no weight depends on them.
-APART = ("dart/cost.py", "dart/deploy.py", "dart/draw/*.py", "dart/official.py", "dart/weights.py")
+APART = (
+    *("dart/adaptive.py", "dart/cost.py", "dart/deploy.py"),
+    *("dart/draw/*.py", "dart/official.py", "dart/weights.py"),
+)
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")
 
 

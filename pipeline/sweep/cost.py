@@ -82,6 +82,7 @@ def _speed_key(science: dict[str, Any]) -> str:
 
 
 def _macs(science: dict[str, Any]) -> float:
+    """Of a training sample, on average: several budgets come equally often."""
     backbone, variant = science["model"]["backbone"], science["model"]["variant"]
-    budgets = science["train"].get("token_budgets") or [science["tokenizer"]["token_budget"]]  # which come equally often
+    budgets = science["train"].get("token_budgets") or [science["tokenizer"]["token_budget"]]
     return statistics.fmean(macs_of_tokens(backbone, variant, budget) for budget in budgets)
