@@ -17,7 +17,7 @@ from torch import Tensor
 SIGNALS = ("spread", "uncertainty")
 HELD = ("batch", "dataset")
 LEAST_NEED = 1e-6  # of nothing one would never get more, whatever is left over
-HALVINGS = 80  # of an interval of logarithms: float64 knows no finer
+HALVINGS = 60  # of an interval of logarithms: float64 knows no finer
 
 
 class Ladder(NamedTuple):
