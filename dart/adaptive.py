@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 SIGNALS = ("spread", "uncertainty")
-HELD = ("batch", "dataset")
 LEAST_NEED = 1e-6  # of nothing one would never get more, whatever is left over
 HALVINGS = 60  # of an interval of logarithms: float64 knows no finer
 
@@ -59,6 +58,26 @@ def uncertainty(logits: Tensor) -> Tensor:
     probabilities = logits.double().softmax(-1)
     most = torch.tensor(max(2, logits.shape[-1]), dtype=torch.float64).log()
     return (torch.special.entr(probabilities).sum(-1) / most.to(logits.device)).clamp(0, 1)
+
+
+def measure_need(model: Any, images: Tensor, signal: str, low: int) -> Tensor:
+    """How much images (B, ...) need, (B,), by one of `SIGNALS`.
+
+    Args:
+        model: With a region tokenizer; for `spread`, one with a scorer.
+        signal: "spread" of the density; or "uncertainty" of the answer with the lowest budget.
+        low: That budget.
+
+    Raises:
+        ValueError: an unknown signal, or no scorer to make a density.
+    """
+    if signal not in SIGNALS:
+        raise ValueError(f"signal = {signal!r}: unknown; known: {', '.join(SIGNALS)}")
+    if signal == "uncertainty":
+        return uncertainty(model(images, num_patches=low))
+    if model.patch_embed.scorer is None:
+        raise ValueError("signal = 'spread': the uniform tokenizer has no density; use 'uncertainty'")
+    return spread(model.patch_embed.regions(images, low, None)[1])
 
 
 def share_total(needs: Tensor, total: int, ladder: Ladder) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dart.adaptive import Ladder, budgets_of, fit_scale, forward_bucketed, share_total, spread, uncertainty
+from dart.adaptive import Ladder, budgets_of, fit_scale, forward_bucketed, measure_need, share_total
 from pipeline.classification import TOP, Predictions, how_to_read
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_loader
@@ -71,13 +71,6 @@ def predict_adaptive(part: Part, device: str = "cpu") -> list[Outcome]:
         found.append((indices.numpy(), labels.numpy(), budgets.cpu().numpy(), best.indices.cpu().numpy(),
                       best.values[..., 0].cpu().numpy()))  # fmt: skip
     return _outcomes(ways, ladder.low, found, load_manifest(part.shards).split(SPLIT).num_samples, part.dropped)
-
-
-def measure_need(model: Any, images: Tensor, signal: str, low: int) -> Tensor:
-    """How much images need, (B,): by their density, or by what the model makes of them with the lowest budget."""
-    if signal == "spread":
-        return spread(model.patch_embed.regions(images, low, None)[1])
-    return uncertainty(model(images, num_patches=low))
 
 
 def fit_rules(model: Any, part: Part, ways: Sequence[Way], ladder: Ladder, device: str) -> dict[Way, float]:

@@ -192,7 +192,7 @@ def test_what_cannot_adapt_is_said(tmp_path: Path) -> None:
     dense["evaluate"]["adaptive"] = SOME
     dense["train"]["token_budgets"] = [16, 36]
     YAML().dump(dense, tmp_path / "dense.yaml")
-    with pytest.raises(ConfigError, match="only of images with one label, the samples of .* have a class for every"):
+    with pytest.raises(ConfigError, match=r"only of images with one label, the samples of .* have a class for every"):
         load_suite("dense", tmp_path / "dense.yaml")
     paper = load_yaml(ROOT / "suites/imagenet1k.yaml")
     paper["evaluate"]["adaptive"] = {**SOME, "low": 100, "high": 196, "mean_budgets": [148], "step": 48}
