@@ -97,10 +97,9 @@ def share_total(needs: Tensor, total: int, ladder: Ladder) -> Tensor:
     Raises:
         ValueError: a total that B images cannot have on this ladder; needs that are negative or no numbers.
     """
-    needs = _checked(needs)
     steps = _count_steps(total, len(needs), ladder.check())
     order = needs.argsort(stable=True, descending=True)  # sums are of sorted numbers: rounding knows no batch order
-    ranked = needs[order]
+    ranked = _checked(needs[order])
     scale = _largest_scale(lambda s: float(_shares(ranked, s, ladder).sum()) <= total, ranked, ladder)
     exact = (_shares(ranked, scale, ladder) - ladder.low) / ladder.step
     whole = exact.floor()

@@ -1,6 +1,7 @@
 """Budgets that follow the image: totals are held, more need is never less tokens, and nobody's mates matter twice."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dart.models
-from dart.adaptive import Ladder, budgets_of, fit_scale, forward_bucketed, share_total, spread, uncertainty
+from dart.adaptive import (
+    Ladder,
+    budgets_of,
+    fit_scale,
+    forward_bucketed,
+    measure_need,
+    share_total,
+    spread,
+    uncertainty,
+)
 
 LADDER = Ladder(16, 64, 4)
 NEEDS = st.lists(st.floats(0, 1), min_size=1, max_size=40)
@@ -89,12 +99,29 @@ def test_uncertainty_is_none_where_one_class_has_all_and_whole_where_all_have_th
 
 
 @torch.no_grad()
-def test_an_image_in_a_bucket_is_answered_as_it_is_alone() -> None:
+def small(tokenizer: str) -> Any:
+    """A model of images of 32 px whose weights say something."""
     torch.manual_seed(0)
-    model = dart.models.build("dart_vit_nano", img_size=32, patch_size=4, in_chans=1, num_classes=5, token_budget=9)
-    model.eval()
+    name, options = f"{tokenizer}_vit_nano", {"img_size": 32, "patch_size": 4, "in_chans": 1}
+    model = dart.models.build(name, **options, num_classes=5, token_budget=9).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def test_the_need_is_of_the_density_or_of_the_answer_with_the_lowest_budget() -> None:
+    model, images = small("dart"), torch.randn(3, 1, 32, 32)
+    density = model.patch_embed.inspect(images, 16).density
+    torch.testing.assert_close(measure_need(model, images, "spread", 4), spread(density))
+    expected = uncertainty(model(images, num_patches=4))
+    torch.testing.assert_close(measure_need(model, images, "uncertainty", 4), expected)
+    assert len(set(expected.tolist())) == 3
+
+
+@torch.no_grad()
+def test_an_image_in_a_bucket_is_answered_as_it_is_alone() -> None:
+    model = small("dart")
     images, budgets = torch.randn(6, 1, 32, 32), torch.tensor([[9, 16, 4, 16, 9, 4], [4, 4, 4, 9, 9, 9]])
     found = forward_bucketed(model, images, budgets)
     alone = [[model(images[i : i + 1], num_patches=int(n))[0] for i, n in enumerate(row)] for row in budgets]
@@ -112,6 +139,8 @@ def test_an_image_in_a_bucket_is_answered_as_it_is_alone() -> None:
         (lambda: fit_scale(torch.ones(3), 8, LADDER), "mean_budget = 8: must be from 16 to 64"),
         (lambda: fit_scale(torch.ones(0), 20, LADDER), "no images to fit a rule to"),
         (lambda: budgets_of(torch.ones(3), 20, Ladder(16, 63, 4)), "ladder = 16 to 63 by 4: .* whole steps"),
+        (lambda: measure_need(None, torch.ones(1), "entropy", 4), "signal = 'entropy': unknown; known: spread, unc"),
+        (lambda: measure_need(small("uniform"), torch.ones(1), "spread", 4), "signal = 'spread': .* no density"),
         (lambda: forward_bucketed(torch.nn.Identity(), torch.ones(3, 1), torch.ones(2)), "budgets = .* 3 images"),
     ],
 )

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.evaluate import evaluate_runs, write_evaluation
 from pipeline.part import Part
 from pipeline.placement import Placement
+from pipeline.tracking.runs import score_metrics
 from pipeline.weights import load_model
 from tests.pipeline.test_config import ROOT, problems
 from tests.pipeline.test_evaluate import NUM_TEST, finished_run, tiny_trial
@@ -130,6 +131,10 @@ def test_the_record_has_scores_and_costs_with_the_look_that_tells_the_need(
     write_evaluation(tmp_path, "tiny", entries, predictions, shards, more=more)
     recorded = json.loads((tmp_path / "metrics.json").read_text())["runs"][0]
     assert recorded["budgets"][1]["top1"] == recorded["top1"]
+    told = score_metrics(recorded)  # what MLflow shows
+    assert told["test_top1_at_9"] == told["test_top1"] == recorded["top1"]
+    assert told["test_top1_at_16_spread_batch"] == told["test_top1_at_16"]
+    assert len(told) == 2 * (1 + 3 + 12)
 
 
 def test_every_answer_is_kept_with_what_it_took(answers: Answers, shards: Path, tmp_path: Path) -> None:
