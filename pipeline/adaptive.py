@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dart.adaptive import Ladder, budgets_of, fit_scale, forward_bucketed, measure_need, share_total
+from pipeline.budget_rules import AdaptiveConfig
 from pipeline.classification import TOP, Predictions, how_to_read
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_loader
@@ -48,18 +49,13 @@ class Outcome(NamedTuple):
 
 @torch.inference_mode()
 def predict_adaptive(part: Part, device: str = "cpu") -> list[Outcome]:
-    """All ways of `part.adaptive` on the whole test split: batches are shared out whole, so a run is one part.
-
-    Without a scorer, an image has no density, and the signal `spread` no answer.
-    """
+    """All ways of `part.adaptive` on the whole test split: batches are shared out whole, so a run is one part."""
     assert part.adaptive is not None
     config, num_classes = part.adaptive, load_manifest(part.shards).num_classes
     model: Any = load_model(part.entry, part.weights, num_classes).to(device)
     ladder = Ladder(config.low, config.high, config.step)
-    signals: list[str] = [
-        signal for signal in config.signals if signal != "spread" or model.patch_embed.scorer is not None
-    ]
-    ways = [Way(signal, held, mean) for signal in signals for held in config.held for mean in config.mean_budgets]
+    ways = list_ways(config, has_density=model.patch_embed.scorer is not None)
+    signals = {way.signal for way in ways}
     rules = fit_rules(model, part, ways, ladder, device)
     found: list[tuple[np.ndarray, ...]] = []
     for images, labels, indices in _batches(part, SPLIT, part.dropped) if ways else ():
@@ -71,6 +67,12 @@ def predict_adaptive(part: Part, device: str = "cpu") -> list[Outcome]:
         found.append((indices.numpy(), labels.numpy(), budgets.cpu().numpy(), best.indices.cpu().numpy(),
                       best.values[..., 0].cpu().numpy()))  # fmt: skip
     return _outcomes(ways, ladder.low, found, load_manifest(part.shards).split(SPLIT).num_samples, part.dropped)
+
+
+def list_ways(config: AdaptiveConfig, has_density: bool) -> list[Way]:
+    """What is asked of a run; nothing of the density where there is none."""
+    signals = [signal for signal in config.signals if signal != "spread" or has_density]
+    return [Way(signal, held, mean) for signal in signals for held in config.held for mean in config.mean_budgets]
 
 
 def fit_rules(model: Any, part: Part, ways: Sequence[Way], ladder: Ladder, device: str) -> dict[Way, float]:
