@@ -4,7 +4,10 @@ import argparse
 import importlib
 import platform
 
-COMPARISONS = ("sampling", "tokenizer", "models", "scan", "warp", "digits", "reading", "step", "trials", "gpu")
+COMPARISONS = (
+    *("sampling", "tokenizer", "models", "scan", "warp", "digits", "budgets"),
+    *("reading", "step", "trials", "gpu"),
+)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def predict(part: Part, device: str = "cpu") -> Predictions:
     batches are the same for any number of them.
     """
     num_classes = load_manifest(part.shards).num_classes
-    model = load_model(part.entry, part.weights, num_classes).to(device)
+    model = load_model(part.entry, part.weights, num_classes, part.token_budget).to(device)
     found = []
     # The stage has hashed the shards once for all parts.
     loader = eval_loader(

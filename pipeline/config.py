@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dart import registry
+from pipeline.budget_rules import AdaptiveConfig
 from pipeline.clip_rules import ViewsConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import ConfigError, UserError, problem, unknown_name
@@ -21,7 +22,7 @@ from pipeline.mask_rules import TestMasksConfig, head_problems
 from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig
 from pipeline.placement import Placement, Tracking
 from pipeline.recipe import TrainConfig
-from pipeline.schema import Seed, Strict
+from pipeline.schema import Budgets, Seed, Strict
 from pipeline.validation import validate
 
 SUITES_DIR = Path("suites")
@@ -63,6 +64,8 @@ class EvaluateConfig(Strict):
     gallery_samples: int = Field(ge=0)
     clips: ViewsConfig | None = None  # where the samples are clips
     masks: TestMasksConfig | None = None  # where every pixel has a class
+    token_budgets: Budgets | None = None  # that every run is asked at, beside its own
+    adaptive: AdaptiveConfig | None = None  # budgets that follow the image
 
 
 class BenchmarkConfig(Strict):
@@ -117,7 +120,7 @@ class Trial(Strict):
         if self.init_from is not None:
             pinned["init_from"] = self.init_from.science()
         unread = set() if self.tokenizer.name == "dart" else {"scorer_lr_scale"}
-        unread |= {key for key in ("clips", "masks", "divergence") if getattr(self.train, key) is None}
+        unread |= {key for key in ("clips", "masks", "token_budgets", "divergence") if getattr(self.train, key) is None}
         train = self.train.model_dump(mode="json", exclude=unread)
         return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
 

@@ -6,7 +6,7 @@ missing or double. Both are plain torch; `evaluate_runs` spreads the parts over 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from pipeline import classification, provenance
@@ -104,10 +104,15 @@ def write_evaluation(
     masks: TestMasksConfig | None = None,
     drops: Drops | None = None,
     how: Mapping[str, Any] | None = None,
+    more: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """metrics.json, with what `masks` says of how pictures were looked at and what was left out, and the predictions.
 
-    These are predictions/FINGERPRINT.csv. `how` is what `settings_record` says.
+    These are predictions/FINGERPRINT.csv.
+
+    Args:
+        how: What `settings_record` says.
+        more: {fingerprint: what else is known of the run}.
     """
     keys, task = load_split_index(shards, SPLIT).keys, task_of(shards)
     settings = {} if masks is None else {"masks": masks.model_dump()}
@@ -119,6 +124,6 @@ def write_evaluation(
     for entry in entries:
         fingerprint = entry["fingerprint"]
         identity = {key: entry[key] for key in ("fingerprint", "name", "seed", "model_name")}
-        runs.append({**identity, **task.score(predictions[fingerprint])})
+        runs.append({**identity, **task.score(predictions[fingerprint]), **more.get(fingerprint, {})})
         task.write_csv(folder / "predictions" / f"{fingerprint}.csv", keys, predictions[fingerprint])
     write_json_atomic(folder / "metrics.json", {"suite": suite, "split": SPLIT, **settings, "runs": runs})

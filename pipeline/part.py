@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.budget_rules import AdaptiveConfig
 from pipeline.data.clips import Views
 from pipeline.mask_rules import TestMasksConfig
 from pipeline.weights import Entry
@@ -26,6 +27,9 @@ class Part(NamedTuple):
     loader_workers: int = 0
     masks: TestMasksConfig | None = None  # where every pixel has a class
     dropped: tuple[int, ...] = ()  # damaged samples of the split, which nobody reads
+    token_budget: int | None = None  # that the model is asked at; None: its own
+    adaptive: AdaptiveConfig | None = None  # budgets follow the image instead
+    val_dropped: tuple[int, ...] = ()  # damaged samples of the split that the rule is chosen on
 
 
 def in_order(indices: np.ndarray, num_samples: int, dropped: Sequence[int] = ()) -> np.ndarray:

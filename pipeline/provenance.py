@@ -36,7 +36,10 @@ CODE += tuple(
     )
 )
 # Below dart/, but no weight depends on them.
-APART = ("dart/cost.py", "dart/deploy.py", "dart/draw/*.py", "dart/official.py", "dart/weights.py")
+APART = (
+    *("dart/adaptive.py", "dart/cost.py", "dart/deploy.py"),
+    *("dart/draw/*.py", "dart/official.py", "dart/weights.py"),
+)
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")
 
 

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.clip_rules import ClipsConfig
 from pipeline.mask_rules import MasksConfig
-from pipeline.schema import Channels, Fraction, Probability, Range, Strict, inconsistent
+from pipeline.schema import Budgets, Channels, Fraction, Probability, Range, Strict, inconsistent
 
 
 class AugmentConfig(Strict):
@@ -92,6 +92,7 @@ class TrainConfig(Strict):
     augment: Augment
     clips: ClipsConfig | None = None  # where the samples are clips: which of their frames are read
     masks: MasksConfig | None = None  # where pixels have classes: how squares are cut; null: images as they are stored
+    token_budgets: Budgets | None = None  # a step's budget is one of these in turn; null: tokenizer.token_budget
     divergence: DivergenceConfig | None = None  # null: a gradient that is not finite ends the run without a result
     precision: Literal["fp32", "bf16", "fp64"]
 

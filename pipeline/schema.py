@@ -13,6 +13,7 @@ Seed = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=3, max_length=3)]
 Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+Budgets = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]  # patch tokens, class token excluded
 MISSING = "missing; science has no hidden defaults, write it down"
 
 

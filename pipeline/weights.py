@@ -16,8 +16,11 @@ from pipeline.model import build_architecture
 Entry = Mapping[str, Any]  # one record of runs.json
 
 
-def load_model(entry: Entry, weights: Path, num_classes: int) -> nn.Module:
+def load_model(entry: Entry, weights: Path, num_classes: int, token_budget: int | None = None) -> nn.Module:
     """The trained model of a run, in evaluation mode, on the CPU.
+
+    Args:
+        token_budget: What it spends per image or clip; None: what it was made for.
 
     Raises:
         UserError: the file is missing, damaged, or the checkpoint of another model.
@@ -26,7 +29,23 @@ def load_model(entry: Entry, weights: Path, num_classes: int) -> nn.Module:
     for line in weights_problems(entry, weights, model):
         raise UserError(line)
     model.load_state_dict(load_file(weights))
+    if token_budget is not None:
+        set_budget(model, entry, token_budget)
     return model.eval()
+
+
+def set_budget(model: Any, entry: Entry, token_budget: int) -> None:
+    """Make another budget the usual one of a run's model; its own keeps the rows that were chosen for it.
+
+    Raises:
+        UserError: the model has a token per patch, or its images too few pixels.
+    """
+    tokenizer = entry["science"]["tokenizer"]
+    try:
+        own = token_budget == tokenizer["token_budget"]
+        model.set_token_budget(token_budget, tokenizer["num_rows"] if own else None)
+    except ValueError as error:
+        raise UserError(f"run {entry['fingerprint']} ({entry['name']}): {error}") from None
 
 
 def weights_problems(entry: Entry, weights: Path, model: nn.Module) -> list[str]:

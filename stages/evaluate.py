@@ -15,6 +15,7 @@ def main() -> None:
 
     from tqdm import tqdm
 
+    from pipeline.budgets import evaluate_budgets, record_budgets, write_answers
     from pipeline.config import SUITES_DIR, load_params, load_suite
     from pipeline.data.clips import Views
     from pipeline.data.drops import find_drops
@@ -32,7 +33,7 @@ def main() -> None:
     entries = list({e["fingerprint"]: e for _, e in reversed([*train, *sweep])}.values())[::-1]
     if not entries:
         raise UserError(f"{results}: no recorded runs; run: dvc repro train@{name}")
-    drops = find_drops(shards, suite.max_bad_frac, [SPLIT])
+    drops = find_drops(shards, suite.max_bad_frac, [SPLIT, "val"] if suite.evaluate.adaptive else [SPLIT])
     for note in drops.notes:
         print(f"warning: {note}")
 
@@ -48,9 +49,14 @@ def main() -> None:
             entries, weights, shards, suite.evaluate.batch_size, params.placement, progress, views,
             suite.evaluate.masks, drops,
         )  # fmt: skip
+    asked = suite.evaluate.token_budgets or suite.evaluate.adaptive
+    with tqdm(desc=f"token budgets of {name}", unit="part", disable=None if asked else True) as bar:
+        answers = evaluate_budgets(entries, weights, shards, suite.evaluate, params.placement, progress, drops)
     how = settings_record(suite.evaluate.batch_size, views, [SUITES_DIR / f"{name}.yaml"])
     with building_dir(results / "evaluate") as folder:
-        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks, drops, how)
+        more = record_budgets(answers, entries, shards)
+        write_evaluation(folder, name, entries, predictions, shards, suite.evaluate.masks, drops, how, more)
+        write_answers(folder, answers, shards)
         first_seeds = {e["name"]: e for _, e in reversed(train)}.values()
         for entry in first_seeds if suite.evaluate.gallery_samples else ():
             key = entry["fingerprint"]

@@ -52,7 +52,7 @@ def accuracy_against_gflops(records: Records) -> Figure | None:
     finals, points = (_located(table, task.first) for table in (experiments, trials))
     if finals.empty and points.empty:
         return None
-    figure, ax = _axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
+    figure, ax = draw_axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
     style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
     ax.set_xscale("log")
     _draw_sweep(ax, points, style)
@@ -72,7 +72,7 @@ def learning_curves(records: Records) -> Figure | None:
     groups = {name: lines for name, runs in by_name(records.runs).items() if (lines := _curves(runs, task))}
     if not groups:
         return None
-    figure, ax = _axes("training samples seen (thousands)", f"validation {task.said} (%)")
+    figure, ax = draw_axes("training samples seen (thousands)", f"validation {task.said} (%)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     style = _styles([run.science["tokenizer"]["name"] for run in records.runs])
     num_lines = dict.fromkeys(style, 0)
@@ -90,7 +90,8 @@ def learning_curves(records: Records) -> Figure | None:
     return figure
 
 
-def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def draw_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """An empty figure in the style of all of them."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained", facecolor="white")
     ax = figure.add_subplot()
     ax.set_xlabel(xlabel, fontsize=FONT_SIZE)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.measures import ALL_MEASURES, TASKS, Measure, Task
+from pipeline.report import budgets
 from pipeline.report.agreement import agreements, sentence
 from pipeline.report.notes import in_short, notes
 from pipeline.report.records import Records
@@ -100,6 +101,13 @@ def readable(table: pd.DataFrame, records: Records, brief: bool = False, without
     return pd.DataFrame([[cell(row) for cell in shown.values()] for row in rows(table)], columns=list(shown))
 
 
+def readable_budgets(records: Records) -> pd.DataFrame:
+    """The table of token budgets as text; without rows where no run was asked at several."""
+    shown = budgets.budget_cells(records.task, percent, gflops)
+    table = budgets.budget_table(records)
+    return pd.DataFrame([[cell(row) for cell in shown.values()] for row in rows(table)], columns=list(shown))
+
+
 def to_csv(table: pd.DataFrame) -> str:
     """All columns with fixed decimals; unknown is empty."""
     return str(
@@ -134,6 +142,8 @@ def to_markdown(records: Records) -> str:
         marked = readable(trials, records).assign(Front=["●" if on_front else "" for on_front in trials["pareto"]])
         parts += ["## Sweep", markdown(marked)]
         parts += ["● on the Pareto front: no other point is as accurate at the same or a lower cost."]
+    if len(asked := readable_budgets(records)):
+        parts += ["## Token budgets", markdown(asked), budgets.NOTE]
     if pairs:
         parts += ["## Agreement", _bullets(sentence(pair) for pair in pairs)]
     parts += ["## What is counted", _bullets(notes(records)), "## Runs", markdown(_runs(records))]

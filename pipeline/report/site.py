@@ -15,7 +15,10 @@ from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_ato
 from pipeline.measures import TASKS, Task
 from pipeline.report import claims_table, formats, paired
 from pipeline.report.agreement import agreements, sentence
-from pipeline.report.figures import write_figures
+from pipeline.report.budget_figure import NAME as BUDGETS
+from pipeline.report.budget_figure import describe, draw_budgets
+from pipeline.report.budgets import budget_table
+from pipeline.report.figures import save, write_figures
 from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
 from pipeline.report.records import Records, Run, by_name
@@ -39,6 +42,7 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
             f"Validation {task.said} against training samples seen, one line per experiment; the band reaches from "
             "the worst seed to the best.",
         ),
+        BUDGETS: describe(task.said),
         "what-the-model-sees": ("What the models see", task.seen),
     }
 
@@ -66,6 +70,7 @@ def write_suite(records: Records, folder: Path) -> None:
     write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
     write_tests(records, folder)
+    write_budgets(records, folder)
     drawn, known = write_figures(records, folder / "figures"), figures(records.task)
     pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
@@ -79,6 +84,14 @@ def write_tests(records: Records, folder: Path) -> None:
     if judgements:
         write_text_atomic(folder / "claims.csv", claims_table.to_csv(judgements))
         write_text_atomic(folder / "claims.md", claims_table.to_markdown(records.suite, judgements))
+
+
+def write_budgets(records: Records, folder: Path) -> None:
+    """budgets.csv and its figure, where runs were asked at several token budgets."""
+    figure = draw_budgets(records)
+    if figure is not None:
+        write_text_atomic(folder / "budgets.csv", formats.to_csv(budget_table(records)))
+        save(figure, folder / "figures" / BUDGETS)
 
 
 def table_points(suites: Iterable[Records], task: Task) -> str:
@@ -134,6 +147,7 @@ def _section(records: Records, folder: Path) -> dict[str, Any]:
         "rows": _table(comparison(records), finals, records, records.runs),
         "trials": _table(sweep(records), trials, records, records.trials),
         "claims": claims_table.shown(claims_table.judge_records(records)),
+        "budgets": _plain(formats.readable_budgets(records)),
         "agreements": [sentence(pair) for pair in agreements(records)],
         "notes": notes(records),
         "figures": [
@@ -142,6 +156,13 @@ def _section(records: Records, folder: Path) -> dict[str, Any]:
             if (folder / f"{name}.png").is_file()
         ],
     }
+
+
+def _plain(table: pd.DataFrame) -> dict[str, Any]:
+    """A table of text, for the template."""
+    marks = [(title, title in formats.NUMERIC) for title in table]
+    cells = [[(text, number) for text, (_, number) in zip(row, marks, strict=True)] for row in rows(table)]
+    return {"titles": marks, "rows": cells}
 
 
 def _table(table: pd.DataFrame, readable: pd.DataFrame, records: Records, runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def predict(part: Part, device: str = "cpu") -> Segmentations:
     """This rank's batches of the test split, every pixel once."""
     assert part.masks is not None
     manifest = load_manifest(part.shards)
-    model = load_model(part.entry, part.weights, manifest.num_classes).to(device)
+    model = load_model(part.entry, part.weights, manifest.num_classes, part.token_budget).to(device)
     # The stage has hashed the shards once for all parts.
     loader = eval_loader(
         part.shards, SPLIT, part.batch_size, part.rank, part.world_size, part.loader_workers,

@@ -76,10 +76,13 @@ def estimate_worker_s(trial: Trial, num_samples: int, speed: Speed) -> float:
 
 
 def _speed_key(science: dict[str, Any]) -> str:
-    return hash_json([science["model"], science["tokenizer"], science["train"]["precision"]])
+    train = science["train"]
+    budgets = [sorted(train["token_budgets"])] if train.get("token_budgets") else []
+    return hash_json([science["model"], science["tokenizer"], train["precision"], *budgets])
 
 
 def _macs(science: dict[str, Any]) -> float:
-    return macs_of_tokens(
-        science["model"]["backbone"], science["model"]["variant"], science["tokenizer"]["token_budget"]
-    )
+    """Of a training sample, on average: several budgets come equally often."""
+    backbone, variant = science["model"]["backbone"], science["model"]["variant"]
+    budgets = science["train"].get("token_budgets") or [science["tokenizer"]["token_budget"]]
+    return statistics.fmean(macs_of_tokens(backbone, variant, budget) for budget in budgets)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.budget_rules import budget_problems, unasked_adaptive
 from pipeline.clip_rules import clip_problems
 from pipeline.config import ExperimentConfig, Overrides, Strict, Suite, TrainConfig, Trial, check_trial
 from pipeline.errors import ConfigError, problem, unknown_name
@@ -40,7 +41,7 @@ def plan_experiments(suite: Suite) -> list[Trial]:
         problems += _start_problems(suite, name, experiment)
     if not problems:
         trials = [_with_start(suite, trial, trials) for trial in trials]
-        problems = [line for trial in trials for line in _shape_problems(trial)]
+        problems = [line for trial in trials for line in _shape_problems(trial)] + unasked_adaptive(suite, trials)
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
     return trials
@@ -89,6 +90,7 @@ def _trials(
     if not found:
         trials = [Trial(name=name, seed=seed, num_workers=num_workers, **sections) for seed in seeds]
         found = check_trial(trials[0], where) + clip_problems(suite, trials[0]) + mask_problems(suite, trials[0])
+        found += budget_problems(suite, trials[0], where)
     problems += found
     return [] if found else trials
 

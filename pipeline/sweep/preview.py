@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.benchmark import Cost, count_cost
+from pipeline.config import Trial
 from pipeline.placement import Placement
 from pipeline.provenance import hash_json, usable_cores
 from pipeline.sweep.capacity import num_workers
@@ -52,10 +53,16 @@ def _row(run: Run, costs: Mapping[str, Cost], placement: Placement, worker_s: fl
         trial.name,
         str(trial.seed),
         trial.model_name,
-        str(trial.tokenizer.token_budget),
+        _budgets(trial),
         f"{cost.macs / 1e9:.4g}",
         f"{cost.params:,}",
         str(workers),
         words(worker_s / workers),
         "to do" if run.done() is None else "done",
     )
+
+
+def _budgets(trial: Trial) -> str:
+    """`36`, or `16 to 49` where steps are of several budgets."""
+    several = trial.train.token_budgets
+    return f"{min(several)} to {max(several)}" if several else str(trial.tokenizer.token_budget)

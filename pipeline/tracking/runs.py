@@ -124,8 +124,14 @@ def find_runs(suite: str, runs_dir: Path, results_dir: Path) -> Iterator[RunFile
 
 
 def score_metrics(scores: Mapping[str, Any]) -> dict[str, float]:
-    """evaluate's scores of one run under the names they have in the ledger; a score may be unknown (None)."""
+    """evaluate's scores of one run under the names they have in the ledger; a score may be unknown (None).
+
+    At other token budgets they are test_top1_at_16, or test_top1_at_36_spread_batch where budgets follow the image.
+    """
     known = {measure.name: scores.get(measure.name) for measure in ALL_MEASURES}
+    for asked in (*scores.get("budgets", ()), *scores.get("adaptive", ())):
+        way = "".join(f"_{asked[key]}" for key in ("signal", "held") if key in asked)
+        known |= {f"{m.name}_at_{asked['token_budget']}{way}": asked.get(m.name) for m in ALL_MEASURES}
     return {f"test_{name}": float(value) for name, value in known.items() if value is not None}
 
 

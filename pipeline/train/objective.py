@@ -1,6 +1,7 @@
 """What a model is trained for, and how it is judged while it trains: classes of samples, or of their pixels."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from pipeline.train.setup import Setup
 VAL_BATCH_SIZE = 64  # whatever the number of ranks: in paper mode a prediction depends on its batch
 VAL_PICTURES = 8  # fewer, since they have logits at every pixel
 MIXING = -1  # the "rank" of what all ranks draw alike
+BUDGETS = -2  # the same, for another draw
 
 
 class Objective(Protocol):
@@ -49,9 +51,11 @@ class Classification:
         train = setup.trial.train
         self.setup = setup
         self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
+        self.asked: dict[str, int] = {}  # of the model, beside the images, in this step
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Labels (B,), or the targets (B, K) that mixing makes of them, smoothed already."""
+        self.asked = asked_at(self.setup, step)
         if self.mixing is None:
             return images, labels
         return self.mixing(images, labels, step_seed(self.setup.trial.seed, step, MIXING))
@@ -60,7 +64,7 @@ class Classification:
         """Cross entropy."""
         train = self.setup.trial.train
         with autocast(train.precision):
-            logits = net(images)
+            logits = net(images, **self.asked)
             if self.mixing:
                 return SoftTargetCrossEntropy()(logits, labels)
             return F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
@@ -98,9 +102,11 @@ class Segmentation:
         # Pictures as they are stored are looked at in one piece.
         side = setup.trial.model.img_size
         self.windows = None if setup.trial.train.masks is None else Windows(side, side)
+        self.asked: dict[str, int] = {}  # of the model, beside the images, in this step
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The classes (B, H, W) of the pixels, as they are."""
+        self.asked = asked_at(self.setup, step)
         return images, labels
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ class Segmentation:
         """Of the pixels that count."""
         setup, train = self.setup, self.setup.trial.train
         with autocast(train.precision):
-            logits, labels = net(images, labels)
+            logits, labels = net(images, labels, **self.asked)
         total = F.cross_entropy(
             logits.to(setup.dtype), labels, ignore_index=IGNORE, label_smoothing=train.label_smoothing,
             reduction="sum",
@@ -151,6 +157,23 @@ class Segmentation:
 def build_objective(setup: Setup) -> Objective:
     """The task of a trial: what its model has for a head."""
     return Classification(setup) if setup.trial.model.head is None else Segmentation(setup)
+
+
+def asked_at(setup: Setup, step: int) -> dict[str, int]:
+    """What step `step` asks of the model beside its images: another token budget, where the recipe has several."""
+    budgets = setup.trial.train.token_budgets
+    return {} if budgets is None else {"num_patches": step_budget(budgets, setup.trial.seed, step)}
+
+
+def step_budget(budgets: Sequence[int], seed: int, step: int) -> int:
+    """The token budget of a step: arithmetic of (seed, step), so the same on every rank and after a resume.
+
+    Steps 0 to K - 1, K to 2 K - 1 and so on have each of the K budgets once, in an order drawn anew for each block:
+    all budgets are trained equally often, and none at a rhythm.
+    """
+    block, place = divmod(step, len(budgets))
+    first = block * len(budgets)
+    return sorted(budgets, key=lambda budget: step_seed(seed, first + budgets.index(budget), BUDGETS))[place]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

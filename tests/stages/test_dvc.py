@@ -31,7 +31,7 @@ MAKERS = {
     "shard": ["pipeline.data.shards", *(entry.module for entry in DATASETS.values())],
     "train": ["pipeline.sweep.execute", "pipeline.train.loop"],
     "sweep": ["pipeline.sweep.execute", "pipeline.train.loop"],
-    "evaluate": ["pipeline.evaluate"],
+    "evaluate": ["pipeline.evaluate", "pipeline.budgets"],
     "benchmark": ["pipeline.benchmark", "pipeline.sweep.plan"],
     "report": ["pipeline.report.site"],
 }
@@ -39,6 +39,7 @@ MAKERS = {
 WITHOUT_EFFECT = frozenset(
     {
         "pipeline",
+        "pipeline.budget_rules",
         "pipeline.clip_rules",
         "pipeline.config",
         "pipeline.data.addresses",

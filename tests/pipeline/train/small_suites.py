@@ -41,8 +41,8 @@ class DiesAtStep(torch.nn.Module):
         super().__init__()
         self.inner, self.left = model, steps
 
-    def forward(self, *batch: Tensor) -> Any:
+    def forward(self, *batch: Tensor, **asked: int) -> Any:
         if self.left == 0:
             raise Killed
         self.left -= 1
-        return self.inner(*batch)
+        return self.inner(*batch, **asked)

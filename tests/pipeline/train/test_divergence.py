@@ -146,7 +146,9 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_seen_by_the_validatio
     """One step an epoch, so long that the weights overflow: the gradient that made it was finite."""
     wild = {"global_batch_size": 400, "lr": 1e39, "warmup_frac": 0.0}
     wild_trial = trial.model_copy(update={"train": trial.train.model_copy(update=wild)})
-    stopped = train(with_divergence(wild_trial, action="stop", max_rewinds=0), tiny_shards, tmp_path / "stop", Accident({}))
+    stopped = train(
+        with_divergence(wild_trial, action="stop", max_rewinds=0), tiny_shards, tmp_path / "stop", Accident({})
+    )
     assert stopped.diverged == "diverged at step 1 of 2"
     back = train(with_divergence(wild_trial, max_rewinds=1), tiny_shards, tmp_path / "back", Accident({}))
     assert [(rewind.at, rewind.to) for rewind in back.rewinds] == [(1, 0)]

@@ -9,12 +9,14 @@ import torch
 from ruamel.yaml import YAML
 from sklearn.metrics import jaccard_score
 
-from pipeline.config import Suite, load_suite, load_yaml
+from pipeline.budgets import evaluate_budgets, record_budgets
+from pipeline.config import EvaluateConfig, Suite, load_suite, load_yaml
 from pipeline.data.loader import eval_dataset
 from pipeline.data.masks import IGNORE
 from pipeline.journal import curves, read_journal
 from pipeline.mask_rules import TestMasksConfig
 from pipeline.part import Part
+from pipeline.placement import Placement
 from pipeline.segmentation.evaluate import (
     Segmentations,
     _middle,
@@ -95,6 +97,22 @@ def test_every_pixel_of_the_stored_images_counts_once_whatever_the_workers(run, 
         assert all(torch.equal(a, b) for a, b in zip(found[1].tally, other.tally, strict=True))
         np.testing.assert_array_equal(found[1].mious, other.mious)
     assert found[1].tally.confusion.sum() == NUM_TEST * 40 * 40
+
+
+def test_one_set_of_weights_is_trained_over_budgets_and_asked_at_each(
+    suite: Suite, shards: Path, tmp_path: Path
+) -> None:
+    trial = trial_of(suite, "dart")
+    trial = trial.model_copy(update={"train": trial.train.model_copy(update={"token_budgets": [4, 9]})})
+    fit(trial, shards, tmp_path, num_classes=2)
+    entry, weights = record_of(trial), {"f1": tmp_path / WEIGHTS}
+    config = EvaluateConfig(batch_size=2, gallery_samples=0, masks=WHOLE, token_budgets=[9, 4])
+    answers = evaluate_budgets([entry], weights, shards, config, Placement())
+    at_nine, at_four = record_budgets(answers, [entry], shards)["f1"]["budgets"]
+    plain = merge([predict(Part(entry, weights["f1"], shards, 2, 0, 1, masks=WHOLE))], NUM_TEST)
+    assert {name: at_nine[name] for name in score(plain)} == score(plain)
+    assert at_four["macs"] < at_nine["macs"]
+    assert not torch.equal(answers.fixed["f1"][4].tally.confusion, plain.tally.confusion)
 
 
 @stored_size

@@ -134,7 +134,9 @@ def test_a_private_runtimes_session_and_token_are_closed_to_others(ray: None) ->
 
     from pipeline.train.auth import token_path
 
-    cluster.get(cluster.remote(lambda: os.getpid()).remote())  # a worker that starts opens the session's folder to everybody
+    cluster.get(
+        cluster.remote(lambda: os.getpid()).remote()
+    )  # a worker that starts opens the session's folder to everybody
     session = Path(global_worker.node.get_session_dir_path())
     assert any(mode(folder) & 0o077 == 0 for folder in session.parents)
     assert os.environ["RAY_AUTH_MODE"] == "token"
