@@ -7,6 +7,7 @@ Each rank appends to a file of its own. A resumed run repeats steps, on other ra
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import struct
@@ -76,7 +77,7 @@ class Plan(NamedTuple):
 
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """The samples of the epoch's global batches, in their order."""
-        every = GlobalBatches(**{**self.batches.__dict__, "epoch": epoch})
+        every = dataclasses.replace(self.batches, epoch=epoch)
         return (np.array(batch) % self.num_samples for batch in keep(every, self.num_samples, self.dropped))
 
 

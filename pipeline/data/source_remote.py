@@ -4,7 +4,6 @@ Both give the same bytes. A shard that has no room in the cache, or is not what 
 in either case the CRC of every sample decides whether what came is what was written.
 """
 
-import errno
 import logging
 import os
 import time
@@ -15,8 +14,9 @@ from urllib.parse import urljoin
 
 import aiohttp
 from fsspec.core import url_to_fs
+from fsspec.implementations.http import HTTPFileSystem
 
-from pipeline.data.addresses import SHARDS, check_url, shown
+from pipeline.data.addresses import check_folder, check_url, shown
 from pipeline.data.cache import DEFAULT_GB, FOLDER, LIMIT_GB, ShardCache, WrongBytes
 from pipeline.data.index import ShardError, ShardInfo
 from pipeline.data.source import MAX_OPEN
@@ -38,7 +38,7 @@ def open_remote(url: str, shards: Sequence[ShardInfo]) -> "RemoteShards":
     Raises:
         UserError: the address is refused, a library for it is missing, or the environment says nonsense.
     """
-    check_url(url, SHARDS)
+    check_folder(url)
     limit = _limit_bytes()
     folder = Path(os.environ.get(FOLDER) or Path.home() / ".cache/dart-lab/shards")
     cache = ShardCache(folder, limit, {shard.sha256 for shard in shards}) if limit else None
@@ -47,10 +47,13 @@ def open_remote(url: str, shards: Sequence[ShardInfo]) -> "RemoteShards":
     return source
 
 
-def read_file(url: str, file: str) -> bytes:
-    """All of a file of the folder `url`; raises UserError if it is missing or cannot be read."""
-    check_url(url, SHARDS)
-    return RemoteShards(url, None).ask(file, lambda system, path: system.cat_file(path))
+def read_file(url: str, file: str, max_bytes: int) -> bytes:
+    """All of a file of the folder `url`; raises UserError if it is missing, larger, or cannot be read."""
+    check_folder(url)
+    data = RemoteShards(url, None).ask(file, lambda system, path: system.cat_file(path, start=0, end=max_bytes + 1))
+    if len(data) > max_bytes:
+        raise UserError(f"{shown(url)}/{file}: has more than {max_bytes} bytes, which are not read")
+    return data
 
 
 def _limit_bytes() -> int:
@@ -92,7 +95,22 @@ class RemoteShards:
         file = self._files.get(shard.file)
         if file is None and self.cache and shard.file not in self._uncached:
             file = self._open(shard, self.cache)
-        return self._range(shard, start, length) if file is None else os.pread(file, length, start)
+        if file is not None:
+            try:
+                return os.pread(file, length, start)
+            except OSError as error:
+                log.warning("%s: %s: read in ranges", self.where(shard), error.strerror)
+                self.distrust(shard)
+        return self._range(shard, start, length)
+
+    def distrust(self, shard: ShardInfo) -> bool:
+        file = self._files.pop(shard.file, None)
+        if file is None or self.cache is None:
+            return False
+        log.warning("%s: its cached copy is damaged: removed, read in ranges", self.where(shard))
+        self.cache.remove(shard, file)
+        self._uncached.add(shard.file)  # whoever opens the shards next downloads it anew
+        return True
 
     def connect(self) -> tuple[Any, str]:
         """fsspec's file system in this process, for its connections do not survive a fork."""
@@ -116,7 +134,7 @@ class RemoteShards:
                 raise
             except FileNotFoundError:
                 raise ShardError(f"{where}: no such file; is the folder the right one?") from None
-            except Exception as error:  # every file system has its own
+            except Exception as error:  # gcsfs, google.auth and botocore have their own, of no common class
                 if wait_s is None or _is_final(error):
                     raise UserError(f"{where}: cannot be read: {_reason(error)}") from None
             time.sleep(wait_s)
@@ -142,9 +160,7 @@ class RemoteShards:
         except WrongBytes:
             log.warning("%s: its sha256 is not the manifest's: read sample by sample", self.where(shard))
             file = None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
+        except OSError as error:  # a full disk, a folder that is none; what the network does is no OSError here
             log.warning("%s: %s: read in ranges", cache.folder, error.strerror)
             file = None
         if file is None:
@@ -176,13 +192,35 @@ def _file_system(url: str) -> tuple[Any, str]:
     # What fsspec lists it may remember, and a shard that is replaced must be seen.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("http", "https"):
-        options |= {"get_client": _checked_client}
+        return BoundedHttp(get_client=_checked_client, **options), url
     try:
         return url_to_fs(url, **options)
     except ImportError:
         library = LIBRARIES.get(scheme, scheme)
         remedy = f"install {library} on every node: .venv/bin/uv pip install {library}"
         raise UserError(problem("url", shown(url), f"needs the library {library}", remedy)) from None
+
+
+class BoundedHttp(HTTPFileSystem):
+    """fsspec's, which reads no more of an answer than was asked for, and one byte: what says more is refused."""
+
+    async def _cat_file(self, url: str, start: int = 0, end: int = 0, **options: Any) -> bytes:
+        if end <= start:
+            return b""
+        # As they are stored: unpacked on the way, a few bytes could become many, and not those of the range.
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        session = await self.set_session()
+        async with session.get(self.encode_url(url), headers=headers) as response:
+            if response.status == 416:
+                return b""  # it ends before
+            self._raise_not_found_for_status(response, url)
+            found = bytearray()
+            async for piece in response.content.iter_chunked(2**16):
+                found += piece
+                if len(found) > end - start:
+                    rule = f"the server sends more than the {end - start} bytes that were asked for"
+                    raise UserError(problem("url", shown(url), rule, "copy the shards to another"))
+            return bytes(found)
 
 
 async def _checked_client(**kwargs: Any) -> aiohttp.ClientSession:

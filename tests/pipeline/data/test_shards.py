@@ -21,14 +21,15 @@ from pipeline.data.index import (
     ShardError,
     encode_index,
     load_manifest,
-    load_members,
     load_split_index,
     sum_members,
 )
 from pipeline.data.loader import eval_loader, train_loader
-from pipeline.data.shards import verify_shards, write_shards
+from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform
+from pipeline.data.verify import verify_shards
 from pipeline.errors import UserError
+from tests.pipeline.data.batches import load_members
 
 
 @pytest.fixture
@@ -121,20 +122,12 @@ def test_damage_is_found_although_the_shard_was_whole_earlier_in_this_process(sh
         verify_shards(shards)
 
 
-def test_size_alone_is_checked_on_request(shards):
-    flip_a_bit(shards / "train-000000.tar")
-    verify_shards(shards, verify="size")
-    truncate(shards / "train-000000.tar")
-    with pytest.raises(ShardError, match=r"train-000000\.tar: shard is truncated"):
-        verify_shards(shards, verify="size")
-
-
-def test_a_damaged_picture_that_passed_the_size_check_is_named(shards):
+def test_a_damaged_picture_is_named_when_it_is_read(shards):
     offset, length = dict(load_members(shards)["train-000000.tar"])["train-000001"]["png"]
     data = bytearray((shards / "train-000000.tar").read_bytes())
     data[offset : offset + length] = bytes(length)
     (shards / "train-000000.tar").write_bytes(data)
-    dataset = ShardDataset(shards, "train", Transform(), verify="size")
+    dataset = ShardDataset(shards, "train", Transform(), verify="samples")
     dataset[0]
     with pytest.raises(ShardError, match=r"train-000000\.tar: sample train-000001"):
         dataset[1]
