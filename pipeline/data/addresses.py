@@ -22,9 +22,9 @@ from pipeline.errors import UserError, problem
 DOWNLOADS = ("https",)
 SHARDS = ("https", "s3", "gs", "file")  # the last three are places that the user has set up
 TRUSTED = "DART_TRUSTED_HOSTS"
-# Ways to write an IPv4 address as one of IPv6 (RFC 4291, 2765) that no public name has, and that a router resolves
-# (RFC 6052).
-COMPATIBLE = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96")))
+# Ways to write an IPv4 address as one of IPv6 that no public name has (RFC 4291, 2765, 8215), and the one that a
+# network without IPv4 gives to public ones (RFC 6052).
+COMPATIBLE = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 

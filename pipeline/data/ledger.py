@@ -25,7 +25,7 @@ from pipeline.errors import UserError, problem
 from pipeline.recipe import AugmentConfig
 
 FOLDER, SPLIT = "ledger", "train"
-HEADER = struct.Struct("<QII")  # step, number of indices, CRC-32 of both and the indices
+HEADER = struct.Struct("<QII")  # step, number of indices, CRC-32 of the step's low 32 bits and the indices
 INDEX = np.dtype("<u4")
 
 

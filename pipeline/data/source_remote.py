@@ -10,23 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
-import aiohttp
 from fsspec.core import url_to_fs
-from fsspec.implementations.http import HTTPFileSystem
 
-from pipeline.data.addresses import check_folder, check_url, shown
+from pipeline.data.addresses import check_folder, shown
 from pipeline.data.cache import DEFAULT_GB, FOLDER, LIMIT_GB, ShardCache, WrongBytes
 from pipeline.data.index import ShardError, ShardInfo
 from pipeline.data.source import MAX_OPEN
+from pipeline.data.source_http import BoundedHttp, checked_client
 from pipeline.errors import UserError, problem
 
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 2**23  # of a download: what a broken connection loses at most
 WAITS_S = (0.5, 2.0)  # before each further try of what a network may do better next time
-TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 T = TypeVar("T")
 _SIZES: dict[tuple[str, str], int] = {}  # of (folder, shard), asked once per process: every epoch opens them anew
@@ -192,54 +189,13 @@ def _file_system(url: str) -> tuple[Any, str]:
     # What fsspec lists it may remember, and a shard that is replaced must be seen.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("http", "https"):
-        return BoundedHttp(get_client=_checked_client, **options), url
+        return BoundedHttp(get_client=checked_client, **options), url
     try:
         return url_to_fs(url, **options)
     except ImportError:
         library = LIBRARIES.get(scheme, scheme)
         remedy = f"install {library} on every node: .venv/bin/uv pip install {library}"
         raise UserError(problem("url", shown(url), f"needs the library {library}", remedy)) from None
-
-
-class BoundedHttp(HTTPFileSystem):
-    """fsspec's, which reads no more of an answer than was asked for, and one byte: what says more is refused."""
-
-    async def _cat_file(self, url: str, start: int = 0, end: int = 0, **options: Any) -> bytes:
-        if end <= start:
-            return b""
-        # As they are stored: unpacked on the way, a few bytes could become many, and not those of the range.
-        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        session = await self.set_session()
-        async with session.get(self.encode_url(url), headers=headers) as response:
-            if response.status == 416:
-                return b""  # it ends before
-            self._raise_not_found_for_status(response, url)
-            found = bytearray()
-            async for piece in response.content.iter_chunked(2**16):
-                found += piece
-                if len(found) > end - start:
-                    rule = f"the server sends more than the {end - start} bytes that were asked for"
-                    raise UserError(problem("url", shown(url), rule, "copy the shards to another"))
-            return bytes(found)
-
-
-async def _checked_client(**kwargs: Any) -> aiohttp.ClientSession:
-    """A session that follows no redirect to where `check_url` refuses to go, and wants parts, not the whole."""
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(_check_redirect)
-    trace.on_request_end.append(_check_part)
-    return aiohttp.ClientSession(trace_configs=[trace], trust_env=True, timeout=TIMEOUT, **kwargs)
-
-
-async def _check_redirect(session: Any, context: Any, params: aiohttp.TraceRequestRedirectParams) -> None:
-    check_url(urljoin(str(params.url), params.response.headers.get("Location", "")))
-
-
-async def _check_part(session: Any, context: Any, params: aiohttp.TraceRequestEndParams) -> None:
-    if "Range" in params.headers and params.response.status == 200:
-        params.response.close()  # else the whole shard would be received for each of its samples
-        rule = "the server does not know ranges, it sends whole files"
-        raise UserError(problem("url", shown(str(params.url)), rule, "copy the shards to another"))
 
 
 def _is_final(error: Exception) -> bool:

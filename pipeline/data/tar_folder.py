@@ -1,9 +1,10 @@
 """webdataset: the user's own tars of pictures with labels, one sample being what has one name up to its first dot.
 
-Fetching copies and unpacks nothing: it walks every tar, decodes every picture once, on all cores or nodes, and writes
-down a listing of where each lies, with hashes. Where a usual reader loses samples without a word, or mixes them up,
-each is listed with its reason and left out, as long as that is no more than `max_bad_frac` of all. A picture that is in
-the test split too is not trained on, nor chosen by.
+Fetching copies and unpacks nothing. One process walks every tar and reads every label; then every picture is decoded
+once, on all cores or nodes, and a listing says where each lies, with hashes. Where a usual reader loses samples without
+a word, or mixes them up, each is listed with its reason and left out, as long as that is no more than `max_bad_frac` of
+all; a tar that is cut off is refused, for nobody can count what it has lost. A picture that is in the test split too is
+not trained on, nor chosen by.
 """
 
 import json

@@ -89,3 +89,11 @@ def test_a_picture_in_a_shard_that_is_too_large_is_named(tiny_shards, monkeypatc
     decoding.decode_once.cache_clear()
     with pytest.raises(ShardError, match=r"sample train-000002: is too large: 24 x 24 pixels, at most 100"):
         ShardDataset(tiny_shards, "train", Transform())[2]
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "I;16", "CMYK"])
+def test_what_is_neither_grey_nor_rgb_is_refused(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, "jpeg" if mode == "CMYK" else "png")
+    with pytest.raises(BadImage, match="is neither grey nor RGB, of 8 bits: mode "):
+        decode(buffer.getvalue())

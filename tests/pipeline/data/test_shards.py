@@ -1,5 +1,6 @@
 """Shards: the same bytes twice, everything read back, every damage named."""
 
+import errno
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pipeline.data import shards as writing
 from pipeline.data import source
 from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.dataset import ShardDataset
@@ -191,6 +193,26 @@ def test_few_files_are_open_at_a_time(tiny_shards, monkeypatch):
     for index in (0, 22, 5, 10, 1, 20, 0):
         assert np.array_equal(dataset.image(index), expected.image(index))
         assert len(dataset._source._files) <= 2
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_finished_shard(tiny, digits_raw, tiny_shards, tmp_path, monkeypatch):
+    write = writing.write_bytes_atomic
+
+    def fill(path, data):
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(writing, "write_bytes_atomic", fill)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        write_shards(tiny, digits_raw, tmp_path / "out", samples_per_shard=4)
+    kept = {path.name: path.stat().st_ino for path in next(tmp_path.glob(".out.parts-*")).glob("*.tar")}
+    assert len(kept) == 11
+    monkeypatch.undo()
+    write_shards(tiny, digits_raw, tmp_path / "out", samples_per_shard=4)
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")} == kept
+    assert read_bytes(tmp_path / "out") == read_bytes(tiny_shards)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_missing_raw_data_is_one_sentence_and_writes_nothing(tiny, tmp_path):
