@@ -31,7 +31,7 @@ def decode(data: bytes) -> np.ndarray:
 def decode_picture(data: bytes) -> Image.Image:
     """As `decode`, for an augmentation that works on Pillow's pictures: the same pixels without copying them twice."""
     try:
-        return open_picture(data, FORMATS, _load)
+        return open_picture(data, FORMATS, _load, quiet=False)
     except BadPicture as error:
         raise BadImage(" ".join(str(error).split())) from None
 

@@ -1,5 +1,6 @@
 """The bytes of a picture of the user's -> pixels, or the JPEG that is stored. Nothing of them is trusted."""
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -41,8 +42,14 @@ def decode(data: bytes) -> Image.Image:
     return open_picture(data, FORMATS, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def open_picture(data: bytes, formats: tuple[str, ...], make: Callable[[Image.Image], Made]) -> Made:
+def open_picture(
+    data: bytes, formats: tuple[str, ...], make: Callable[[Image.Image], Made], quiet: bool = True
+) -> Made:
     """`make` of the picture, which is refused before its pixels take any memory where they are too many.
+
+    Args:
+        quiet: Nothing is said of sizes that `_check_size` refuses, nor of odd notes beside the pixels. Python then
+            forgets which warnings it has shown, of all modules: not for what is done a million times beside training.
 
     Raises:
         BadPicture: if it is none of `formats`, damaged, or has more than `MAX_PIXELS`.
@@ -50,11 +57,12 @@ def open_picture(data: bytes, formats: tuple[str, ...], make: Callable[[Image.Im
     if not data:
         raise BadPicture("is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that `_check_size` refuses, and of odd notes beside the pixels
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check_size(image.size)
-                return make(image)
+        with (
+            warnings.catch_warnings(action="ignore") if quiet else contextlib.nullcontext(),
+            Image.open(io.BytesIO(data), formats=formats) as image,
+        ):
+            _check_size(image.size)
+            return make(image)
     except Image.DecompressionBombError:
         raise BadPicture("is too large: more pixels than is safe") from None
     except (BadPicture, MemoryError):  # the latter is no fault of the picture

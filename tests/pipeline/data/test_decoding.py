@@ -3,6 +3,7 @@
 import io
 import struct
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_a_picture_in_a_shard_that_is_too_large_is_named(tiny_shards, monkeypatc
     decoding.decode_once.cache_clear()
     with pytest.raises(ShardError, match=r"sample train-000002: is too large: 24 x 24 pixels, at most 100"):
         ShardDataset(tiny_shards, "train", Transform())[2]
+
+
+def test_a_warning_is_shown_once_however_many_pictures_are_read():
+    data = encode(PICTURE)
+    with warnings.catch_warnings(record=True, action="default") as shown:
+        for _ in range(3):
+            decode(data)
+            warnings.warn("the same", stacklevel=1)
+    assert len(shown) == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "I;16", "CMYK"])
