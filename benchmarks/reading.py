@@ -35,7 +35,14 @@ RECIPE = AugmentConfig(
     reprob=0.25, aug_repeats=1, mixup=0.0, cutmix=0.0, crop_pct=0.875, mean=[0.485, 0.456, 0.406],
     std=[0.229, 0.224, 0.225],
 )  # fmt: skip
-ORDER = {"global_batch_size": BATCH, "seed": 0, "epoch": 0, "augment": RECIPE, "img_size": SIDE, "verify": "samples"}
+ORDER: dict[str, Any] = {
+    "global_batch_size": BATCH,
+    "seed": 0,
+    "epoch": 0,
+    "augment": RECIPE,
+    "img_size": SIDE,
+    "verify": "samples",
+}
 READING_TARGET, DECODED_TARGET, EXACT_TARGET, RESUME_TARGET = 5.0, 0.95, 0.97, 0.95
 
 
@@ -102,7 +109,7 @@ def decoded(shards: Path, num: int) -> Comparison:
     chosen = epoch_order(num, 0, 0)[:BATCH].tolist()
     kept = [dataset.read(i).part(index.image_spans, i) for i in chosen]
     seeds = [[int(word) for word in np.random.SeedSequence([0, 0, i, 0]).generate_state(3)] for i in chosen]
-    recipe, loader = build_augmentation(RECIPE, SIDE), train_loader(shards, **ORDER)  # type: ignore[arg-type]
+    recipe, loader = build_augmentation(RECIPE, SIDE), train_loader(shards, **ORDER)
 
     def bare(indices: Tensor) -> Tensor:
         images = []
@@ -125,7 +132,7 @@ def decoded(shards: Path, num: int) -> Comparison:
 def exactness(shards: Path, num: int, run_dir: Path) -> Comparison:
     """What permutation, CRC and ledger cost, everything else being equal."""
     ledger = Ledger(run_dir, 0)
-    checked = train_loader(shards, **ORDER)  # type: ignore[arg-type]
+    checked = train_loader(shards, **ORDER)
     dataset = Unchecked(shards, "train", Transform(RECIPE, img_size=SIDE), "samples")
     unchecked: Any = DataLoader(dataset, batch_sampler=[epoch_order(num, 0, 0)[:BATCH].tolist()])
 
@@ -149,7 +156,7 @@ def resuming(shards: Path, num: int) -> Comparison:
     options = {**ORDER, "augment": "none", "global_batch_size": size}
 
     def first(indices: Tensor, start_batch: int = 0) -> Any:
-        return next(iter(train_loader(shards, start_batch=start_batch, **options)))  # type: ignore[arg-type]
+        return next(iter(train_loader(shards, start_batch=start_batch, **options)))
 
     def stock(indices: Tensor) -> Any:
         samples = islice(webdataset.WebDataset(files, shardshuffle=False), late * size, (late + 1) * size)

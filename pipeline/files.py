@@ -107,6 +107,8 @@ def building_dir(final: Path, resume_as: str | None = None) -> Iterator[Path]:
         with explaining_disk(final.parent):
             temporary.mkdir(parents=True, exist_ok=True)
             yield temporary
+            for half in temporary.rglob(".*.tmp"):  # of a write that was killed, in an earlier try
+                half.unlink()
             replace_dir(temporary, final, swap=resume_as is None)
     finally:
         if temporary.exists() and (resume_as is None or not any(temporary.iterdir())):
@@ -115,7 +117,7 @@ def building_dir(final: Path, resume_as: str | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explaining_disk(folder: Path) -> Iterator[None]:
-    """Raise a UserError for what a full disk, or one that is not to be written on, does to the block."""
+    """Raise a UserError for what a full disk, or a file that may not be opened or written, does to the block."""
     try:
         yield
     except OSError as error:
@@ -123,5 +125,7 @@ def explaining_disk(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: no space left on the disk; free some and run the same again") from error
         if error.errno in FORBIDDEN:
             where, why = error.filename or folder, os.strerror(error.errno or 0).lower()
-            raise UserError(f"{where}: cannot be written ({why}); see whose it is, and run the same again") from error
+            # What is read in the block, the user's own files say, lies elsewhere.
+            what = "written" if Path(os.fsdecode(where)).is_relative_to(folder) else "opened"
+            raise UserError(f"{where}: cannot be {what} ({why}); see whose it is, and run the same again") from error
         raise

@@ -2,6 +2,9 @@
 
 A suite's file may come from a stranger. Without this check it could make a cluster read what only machines inside it
 reach. Machines of one's own are named in the environment: DART_TRUSTED_HOSTS=files.lab,10.0.0.7.
+
+A name is looked up here and again by the library that connects; one that has another address the second time is not
+found out by its address. A host inside would still have to show a certificate for that name.
 """
 
 import ipaddress
@@ -19,6 +22,10 @@ from pipeline.errors import UserError, problem
 DOWNLOADS = ("https",)
 SHARDS = ("https", "s3", "gs", "file")  # the last three are places that the user has set up
 TRUSTED = "DART_TRUSTED_HOSTS"
+# Ways to write an IPv4 address as one of IPv6 that no public name has (RFC 4291, 2765, 8215), and the one that a
+# network without IPv4 gives to public ones (RFC 6052).
+COMPATIBLE = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def check_url(url: str, schemes: Iterable[str] = DOWNLOADS) -> None:
@@ -38,6 +45,19 @@ def check_url(url: str, schemes: Iterable[str] = DOWNLOADS) -> None:
         raise UserError(problem("url", shown(url), "has a name or password in it", "leave credentials to the machine"))
     if parts.scheme in ("http", "https") and not trusted:
         _check_host(url, host)
+
+
+def check_folder(url: str) -> None:
+    """As `check_url`, for a folder of shards: names are put behind it, and it is written down beside the manifest.
+
+    Raises:
+        UserError: it is refused, or has a query or fragment, which may be a secret and is no part of a folder's name.
+    """
+    check_url(url, SHARDS)
+    parts = _split(url)
+    if parts.scheme != "file" and (parts.query or parts.fragment):
+        rule = "has a query or fragment, which no folder has"
+        raise UserError(problem("url", shown(url), rule, "leave credentials to the machine"))
 
 
 def is_trusted(host: str) -> bool:
@@ -85,5 +105,10 @@ def _check_host(url: str, host: str) -> None:
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.partition("%")[0])  # a link-local one may name its interface
-    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    return (inner or parsed).is_global and not (inner or parsed).is_multicast
+    if parsed.version == 6:
+        if any(parsed in network for network in COMPATIBLE):
+            return False
+        if parsed in NAT64:
+            parsed = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+    inner = getattr(parsed, "sixtofour", None) or parsed
+    return inner.is_global and not inner.is_multicast

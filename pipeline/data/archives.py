@@ -10,7 +10,9 @@ from typing import BinaryIO, NamedTuple
 BLOCK = 512  # bytes: of a header, and what data is padded to
 MAX_NAME_BYTES = 1 << 16  # what a header may say of the next one's name
 CHUNK = 1 << 20
-FILES, LONG_NAME, PAX, PASSED_OVER = b"07\0", b"L", b"x", b"g5K"  # kinds of members; K: the target of a link
+# Kinds of members; 5 is a folder, K the target of a link.
+FILES, LONG_NAME, PAX, PASSED_OVER = b"07\0", b"L", b"x", b"g5K"
+NO_DATA = b"123456"  # links, devices, folders: whatever size they have, nothing of them is stored, as tarfile reads
 
 
 class Member(NamedTuple):
@@ -26,6 +28,7 @@ class Damage(NamedTuple):
 
     offset: int
     reason: str
+    rest_lost: bool = False  # nobody can say how many members lay from here on
 
 
 class _Header(NamedTuple):
@@ -48,13 +51,19 @@ def walk_tar(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterato
             return
         header = parse_header(block)
         if header is None:
-            what = "is compressed: unpack it" if block[:2] == b"\x1f\x8b" else "has a damaged header"
-            yield Damage(position, what)
-            position, long_name = _find_header(file, position + BLOCK, end), None
+            if block[:2] == b"\x1f\x8b":
+                yield Damage(position, "is compressed: unpack it", rest_lost=True)
+                return
+            found = _find_header(file, position + BLOCK, end)
+            lost = found is None and not _is_last(file, position, block, end)
+            yield Damage(position, "has a damaged header", rest_lost=lost)
+            if found is None:
+                return
+            position, long_name = found, None
             continue
         data, position = position + BLOCK, position + BLOCK + -(-header.size // BLOCK) * BLOCK
         if data + header.size > end:
-            yield Damage(data, f"is cut off inside {shown(long_name or header.name)}")
+            yield Damage(data, f"is cut off inside {shown(long_name or header.name)}", rest_lost=True)
             return
         if header.kind in (LONG_NAME, PAX):
             long_name = _read_name(file, data, header)
@@ -64,8 +73,8 @@ def walk_tar(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterato
         else:
             if header.kind not in PASSED_OVER:
                 yield Damage(data - BLOCK, f"has a link or device: {shown(long_name or header.name)}")
-            long_name = None if header.kind == b"5" else long_name
-    yield Damage(position, "has no end: members may be missing")
+            long_name = long_name if header.kind in b"gK" else None
+    yield Damage(position, "has no end: members may be missing", rest_lost=True)
 
 
 def parse_header(block: bytes) -> _Header | None:
@@ -76,10 +85,12 @@ def parse_header(block: bytes) -> _Header | None:
         size = _number(block[124:136])
     except ValueError:
         return None
-    name = _text(block[:100])
+    name, kind = _text(block[:100]), block[156:157]
+    if kind == b"\0" and name.endswith("/"):
+        kind = b"5"  # as tars of before POSIX have folders
     if block[257:263] == b"ustar\0" and (prefix := _text(block[345:500])):
         name = f"{prefix}/{name}"
-    return _Header(name, size, block[156:157])
+    return _Header(name, 0 if kind in NO_DATA else size, kind)
 
 
 def shown(name: str) -> str:
@@ -122,8 +133,8 @@ def _read_name(file: BinaryIO, offset: int, header: _Header) -> str | None:
     return None
 
 
-def _find_header(file: BinaryIO, position: int, end: int) -> int:
-    """Where the next whole header begins, else the mark of the end, else the end."""
+def _find_header(file: BinaryIO, position: int, end: int) -> int | None:
+    """Where the next whole header begins."""
     while position + BLOCK <= end:
         chunk = _read(file, position, min(CHUNK, end - position))
         for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
@@ -131,13 +142,21 @@ def _find_header(file: BinaryIO, position: int, end: int) -> int:
             if block[257:262] == b"ustar" and parse_header(block):
                 return position + start
         position += len(chunk) // BLOCK * BLOCK
-    mark = end - 2 * BLOCK
-    return mark if mark >= 0 and not any(_read(file, mark, 2 * BLOCK)) else end
+    return None
+
+
+def _is_last(file: BinaryIO, position: int, block: bytes, end: int) -> bool:
+    """Whether the mark of the end lies where the size in a damaged header has it: one member is lost, no more."""
+    try:
+        behind = position + BLOCK + -(-_number(block[124:136]) // BLOCK) * BLOCK
+    except ValueError:
+        return False
+    return behind + 2 * BLOCK <= end and not any(_check_rest(file, behind, end))
 
 
 def _check_rest(file: BinaryIO, position: int, end: int) -> Iterator[Damage]:
     """Behind the end there are zeros only, else tars were joined and readers would stop at the first."""
     for offset in range(position, end, CHUNK):
         if any(_read(file, offset, min(CHUNK, end - offset))):
-            yield Damage(offset, "goes on behind its end")
+            yield Damage(offset, "goes on behind its end", rest_lost=True)
             return

@@ -5,10 +5,11 @@ has one open holds a lock on it, and it is not removed; the least recently opene
 die with their process.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -53,6 +54,18 @@ class ShardCache:
             found = self._open_locked(self._path(shard))
             return self._download(shard, fill) if found is None else found
 
+    def remove(self, shard: ShardInfo, file: int) -> None:
+        """Close the descriptor that `open` gave and remove its file, unless another has taken its place already."""
+        try:
+            with contextlib.suppress(OSError), self._room():
+                if os.path.samestat(os.fstat(file), self._path(shard).stat()):
+                    self._path(shard).unlink()
+        finally:
+            os.close(file)
+
+    def _room(self) -> FileLock:
+        return FileLock(self.folder / "room.lock")
+
     def _path(self, shard: ShardInfo) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
@@ -66,7 +79,7 @@ class ShardCache:
         if os.fstat(file).st_nlink == 0:
             os.close(file)
             return None
-        os.utime(path)
+        os.utime(file)
         return file
 
     def _download(self, shard: ShardInfo, fill: Fill) -> int | None:
@@ -79,7 +92,8 @@ class ShardCache:
             if part.stat().st_size != shard.num_bytes or hash_file(part) != shard.sha256:
                 raise WrongBytes
             os.fsync(reserved)
-            os.replace(part, self._path(shard))
+            with self._room():  # who counts what is in the folder sees it under one of its names
+                os.replace(part, self._path(shard))
             fcntl.flock(reserved, fcntl.LOCK_SH)  # the lock that kept others from removing it keeps it from now on
             return reserved
         except BaseException:
@@ -89,7 +103,7 @@ class ShardCache:
 
     def _reserve(self, part: Path, num_bytes: int) -> int | None:
         """A locked file of that length, which holds the place while it is filled; None if there is no room."""
-        with FileLock(self.folder / "room.lock"):
+        with self._room():
             if not self._make_room(num_bytes):
                 return None
             part.unlink(missing_ok=True)  # a killed process's: no living one downloads this shard now
@@ -102,7 +116,7 @@ class ShardCache:
         """Remove what nobody uses, oldest first, until so many more bytes fit."""
         if num_bytes > self.limit_bytes:
             return False
-        files = [(path, path.stat()) for path in self.folder.iterdir() if path.suffix in (".tar", ".part")]
+        files = list(_files(self.folder))
         room = self.limit_bytes - sum(status.st_size for _, status in files)
         for path, status in sorted(files, key=lambda pair: pair[1].st_mtime_ns):
             if room >= num_bytes:
@@ -114,14 +128,25 @@ class ShardCache:
         return room >= num_bytes
 
 
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """What counts; a failed download may vanish while one looks."""
+    for path in folder.iterdir():
+        if path.suffix in (".tar", ".part"):
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.stat()
+
+
 def _remove_unused(path: Path) -> bool:
-    """Remove a file that no process holds a lock on."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Remove a file that no process holds a lock on; False too if it is gone."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
         return True
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         return False
     finally:
         os.close(file)

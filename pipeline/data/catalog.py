@@ -61,7 +61,7 @@ class Sample:
 
 
 class DatasetModule(Protocol):
-    """What the module behind an entry provides."""
+    """What the module behind an entry provides; of shards that are there already, `fetch` and `write_shards`."""
 
     def fetch(self, options: Any, raw_dir: Path) -> None:
         """Bring what the data set is made of into the existing directory `raw_dir`."""

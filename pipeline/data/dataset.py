@@ -22,7 +22,7 @@ from pipeline.data.decoding import (
 from pipeline.data.index import ShardError, load_split_index
 from pipeline.data.masks import MaskTransform
 from pipeline.data.order import kept_indices
-from pipeline.data.source import REMEDY, open_source
+from pipeline.data.source import REMEDY, open_source, read_sample
 from pipeline.data.transforms import Transform
 from pipeline.data.verify import Verify, verify_shards
 from pipeline.data.video import BadClip, decode_clip
@@ -126,11 +126,10 @@ class ShardDataset(Dataset[Loaded]):
 
     def read(self, index: int) -> Stored:
         """All members of a sample, in one piece; raises ShardError if a byte of them is not what was written."""
-        start, length = self._index.extents[index].tolist()
-        stored = Stored(self._source.read(self._shards[self._index.shards[index]], start, length), start)
-        if len(stored.data) != length or self._index.sum_sample(index, stored.data) != self._index.crc32[index]:
+        data, whole = read_sample(self._source, self._shards[self._index.shards[index]], self._index, index)
+        if not whole:
             raise self._damaged(index, f"its bytes are not those that were written; {REMEDY}")
-        return stored
+        return Stored(data, int(self._index.extents[index, 0]))
 
     def _check_kind(self, transform: AnyTransform) -> None:
         clips, by_pixel = self.manifest.num_frames is not None, self.manifest.task == "segmentation"

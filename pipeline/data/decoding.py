@@ -1,23 +1,18 @@
 """The bytes of a shard's members -> pixels; small ones are decoded once per process, over all epochs and trials."""
 
 import functools
-import io
-import struct
-import zlib
 
 import numpy as np
 from PIL import Image
 
+from pipeline.data.pictures import BadPicture, open_picture
 from pipeline.data.video import decode_clip
 
 # Images and clips of this many bytes are small: at most 512 MiB of them are remembered, and as much of their classes.
 SMALL_BYTES = 32 * 2**10
 NUM_REMEMBERED = 2**14
-# A few kilobytes of PNG may unfold to gigabytes. No picture that a model is trained on is larger than this.
-MAX_PIXELS = 2**26
 FORMATS = ("PNG", "JPEG")
-# What Pillow and its codecs raise on bytes that are no picture.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, TypeError, struct.error, zlib.error)
+MODES = ("L", "RGB")
 
 
 class BadImage(ValueError):
@@ -28,29 +23,24 @@ def decode(data: bytes) -> np.ndarray:
     """PNG or JPEG -> (H, W) or (H, W, 3) uint8, read-only.
 
     Raises:
-        BadImage: it is neither, is damaged, or has more than `MAX_PIXELS`.
+        BadImage: it is neither, is damaged, has more than `pictures.MAX_PIXELS`, or is neither grey nor RGB.
     """
-    return np.asarray(_open(data))
+    return np.asarray(decode_picture(data))
 
 
-def decode_picture(data: bytes) -> Image.Image | np.ndarray:
-    """For an augmentation that works on Pillow's pictures: one of them, the same pixels without copying them twice."""
-    image = _open(data)
-    return image if image.mode in ("RGB", "L") else np.asarray(image)
-
-
-def _open(data: bytes) -> Image.Image:
+def decode_picture(data: bytes) -> Image.Image:
+    """As `decode`, for an augmentation that works on Pillow's pictures: the same pixels without copying them twice."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadImage(f"has {width} x {height} pixels, at most {MAX_PIXELS} are read")
-        image.load()
-        return image
-    except BadImage:
-        raise
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from None
+        return open_picture(data, FORMATS, _load, quiet=False)
+    except BadPicture as error:
+        raise BadImage(" ".join(str(error).split())) from None
+
+
+def _load(image: Image.Image) -> Image.Image:
+    if image.mode not in MODES:
+        raise BadPicture(f"is neither grey nor RGB, of 8 bits: mode {image.mode}")
+    image.load()
+    return image
 
 
 @functools.lru_cache(NUM_REMEMBERED)

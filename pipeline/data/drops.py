@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data.index import Manifest, ShardError, ShardInfo, SplitIndex, load_manifest, load_split_index
-from pipeline.data.source import REMEDY, ShardSource, open_source
+from pipeline.data.source import REMEDY, ShardSource, open_source, read_sample
 from pipeline.data.verify import check_bytes, check_shard, verify_shards
 from pipeline.errors import UserError, problem
 
 NUM_NAMED = 5  # samples that an error names; the rest it counts
-CUT_OFF, ALTERED, GONE = "is cut off", "has other bytes", "is gone with its shard"
+CUT_OFF, ALTERED, GONE, UNREADABLE = "is cut off", "has other bytes", "is gone with its shard", "cannot be read"
 
 
 class Drop(NamedTuple):
@@ -26,7 +26,7 @@ class Drop(NamedTuple):
     split: str
     shard: str
     key: str
-    index: int  # type: ignore[assignment]  # in the split
+    sample: int  # its index in the split
     reason: str
 
 
@@ -47,17 +47,13 @@ class Drops:
 
     def indices(self, split: str) -> tuple[int, ...]:
         """Which samples of `split` are left out, increasing."""
-        return tuple(sorted(drop.index for drop in self.drops if drop.split == split))
+        return tuple(sorted(drop.sample for drop in self.drops if drop.split == split))
 
     @property
     def sha256(self) -> str:
         """Of the list: part of what a result depends on. "" where nothing is left out, as if nobody had looked."""
         text = json.dumps([list(drop) for drop in self.drops])
         return hashlib.sha256(text.encode()).hexdigest() if self.drops else ""
-
-    def counts(self) -> dict[tuple[str, str, str], int]:
-        """How many of each (split, shard, reason), in their order."""
-        return dict(Counter((drop.split, drop.shard, drop.reason) for drop in self.drops))
 
     def to_json(self) -> dict[str, Any]:
         """For the record."""
@@ -78,7 +74,7 @@ def find_drops(directory: Path, max_bad_frac: float, splits: Iterable[str] | Non
 
     Raises:
         ShardError: max_bad_frac is 0 and a shard is not what was written; manifest or index are damaged.
-        UserError: more is damaged than is allowed, naming the shards and the first samples; none would remain.
+        UserError: more is damaged than is allowed, naming the shards and the first samples.
     """
     if max_bad_frac == 0:
         verify_shards(directory, "sha256", splits)
@@ -109,7 +105,7 @@ def _of_shard(
 ) -> Iterator[Drop]:
     """The bad samples of a shard, which are its samples `here`; nothing is read twice of one that is whole."""
     try:
-        check_shard(source, shard, "sha256")
+        check_shard(source, shard)
         check_bytes(source, shard)
         return
     except ShardError as error:
@@ -123,15 +119,17 @@ def _of_shard(
 
 def _reason(index: SplitIndex, i: int, source: ShardSource, shard: ShardInfo) -> str | None:
     """What is wrong with sample `i` of the split; None: nothing, all its members are as they were written."""
-    start, length = index.extents[i].tolist()
-    data = source.read(shard, start, length)
-    if len(data) < length:
-        return CUT_OFF
-    return None if index.sum_sample(i, data) == index.crc32[i] else ALTERED
+    try:
+        data, whole = read_sample(source, shard, index, i)
+    except ShardError:
+        return UNREADABLE
+    if whole:
+        return None
+    return CUT_OFF if len(data) < index.extents[i, 1] else ALTERED
 
 
 def _refuse_too_many(max_bad_frac: float, split: str, total: int, found: list[Drop]) -> None:
-    if len(found) <= max_bad_frac * total and (len(found) < total or not total):
+    if len(found) <= max_bad_frac * total:
         return
     shards = Counter(drop.shard for drop in found)
     counts = ", ".join(f"{file} {count}" for file, count in shards.items())

@@ -4,10 +4,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-try:
-    from isal.isal_zlib import crc32  # the same sums, several times as fast: reading is else mostly this
-except ImportError:
-    from zlib import crc32
+from isal.isal_zlib import crc32  # the same sums as zlib's, several times as fast: reading is else mostly this
 
 __all__ = ["crc32", "hash_file", "hash_once"]
 

@@ -7,20 +7,26 @@ listing with hashes; what cannot be used is left out, as long as it is no more t
 reads the pictures where they lie and refuses one that has changed since.
 """
 
-import functools
 from pathlib import Path
 
-from pipeline.data import listing
 from pipeline.data.catalog import SPLITS
-from pipeline.data.index import Dropped
-from pipeline.data.lazy import LazySamples
 from pipeline.data.listed import refuse_too_many
-from pipeline.data.listing import Listed, Picture, check_pictures, listed_samples, load_listing, write_listing
+from pipeline.data.listing import (
+    Listed,
+    Picture,
+    check_pictures,
+    load_class_names,
+    load_dropped,
+    load_samples,
+    write_listing,
+)
 from pipeline.data.options import ImageFolderOptions
-from pipeline.data.pictures import SUFFIXES, to_stored
+from pipeline.data.pictures import SUFFIXES
 from pipeline.data.splits import check_expected, choose_splits, given_splits, leave_doubles, published_splits
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.placement import Placement
+
+__all__ = ["fetch", "load_class_names", "load_dropped", "load_samples"]
 
 
 def fetch(options: ImageFolderOptions, raw_dir: Path, placement: Placement | None = None) -> None:
@@ -32,27 +38,11 @@ def fetch(options: ImageFolderOptions, raw_dir: Path, placement: Placement | Non
     root = Path(options.path).expanduser()
     pictures = find_pictures(root, published=options.test_frac is None)
     check_expected(options.path, options.expect, pictures)
-    listed, bad = check_pictures(root, pictures, raw_dir, placement)
+    listed, bad = check_pictures(root, pictures, raw_dir, placement, options.store)
     refuse_too_many(options.max_bad_frac, len(pictures), bad, "pictures")
     kept, doubles = leave_doubles(listed, assign_splits(root, listed, options))
     class_names = sorted({picture.class_name for picture in pictures})
     write_listing(root, raw_dir, class_names, class_names, kept, [*bad, *doubles])
-
-
-def load_class_names(options: ImageFolderOptions, raw_dir: Path) -> list[str]:
-    """The folders' names, sorted."""
-    return load_listing(raw_dir)["class_names"]
-
-
-def load_samples(options: ImageFolderOptions, raw_dir: Path, split: str) -> LazySamples:
-    """The pictures of a split, as squares of `img_size` or whole; raises UserError on a picture that has changed."""
-    store = functools.partial(to_stored, img_size=options.img_size, store=options.store)
-    return listed_samples(Path(options.path).expanduser(), raw_dir, split, store)
-
-
-def load_dropped(options: ImageFolderOptions, raw_dir: Path) -> list[Dropped]:
-    """Pictures that cannot be used, and those of train that are in the published test split too."""
-    return listing.load_dropped(raw_dir)
 
 
 def find_pictures(root: Path, published: bool) -> list[Picture]:

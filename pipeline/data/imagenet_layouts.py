@@ -26,6 +26,18 @@ LAYOUTS = (
 )
 
 
+class Bad(NamedTuple):
+    """What of archives could not be listed, as in `Copy`."""
+
+    damaged: list[Dropped]
+    unknown: list[Dropped]
+
+    def add(self, archive: str, damage: Damage) -> None:
+        """What was found wrong at a place of an archive."""
+        told = Dropped(f"{archive} at {damage.offset}", damage.reason)
+        (self.unknown if damage.rest_lost else self.damaged).append(told)
+
+
 class Copy(NamedTuple):
     """What a copy has."""
 
@@ -33,6 +45,7 @@ class Copy(NamedTuple):
     classes: list[str]  # sorted
     names: dict[str, str]  # class -> its name, where that is known
     damaged: list[Dropped]  # what could not even be listed
+    unknown: list[Dropped]  # places in archives behind which nobody can say what is lost
 
 
 def find_copy(root: Path) -> Copy:
@@ -44,11 +57,11 @@ def find_copy(root: Path) -> Copy:
     if not root.is_dir():
         raise UserError(problem("dataset.path", str(root), "no such directory"))
     if (root / TRAIN_TAR).is_file():
-        found, damaged = _find_in_archives(root)
+        found, bad = _find_in_archives(root)
     elif any((root / part).is_dir() for part in PARTS):
-        found, damaged = _find_in_folders(root), []
+        found, bad = _find_in_folders(root), Bad([], [])
     else:
-        found, damaged = _find_in_parquet(root), []
+        found, bad = _find_in_parquet(root), Bad([], [])
     counts = {part: sum(picture.split == part for picture in found) for part in PARTS}
     for part, count in counts.items():
         if not count:
@@ -56,7 +69,7 @@ def find_copy(root: Path) -> Copy:
             raise UserError(problem("dataset.path", str(root), rule, LAYOUTS))
     devkit = find_devkit(root)
     classes = sorted({picture.class_name for picture in found})
-    return Copy(sorted(found), classes, read_names(devkit) if devkit else {}, damaged)
+    return Copy(sorted(found), classes, read_names(devkit) if devkit else {}, *bad)
 
 
 def _find_in_folders(root: Path) -> list[Picture]:
@@ -68,7 +81,7 @@ def _find_in_folders(root: Path) -> list[Picture]:
     return found
 
 
-def _find_in_archives(root: Path) -> tuple[list[Picture], list[Dropped]]:
+def _find_in_archives(root: Path) -> tuple[list[Picture], Bad]:
     devkit = find_devkit(root)
     if devkit is None:
         rule = "has no ILSVRC2012_devkit_t12.tar.gz, which says what the pictures of val show"
@@ -77,44 +90,45 @@ def _find_in_archives(root: Path) -> tuple[list[Picture], list[Dropped]]:
         raise UserError(problem("dataset.path", str(root), f"has no {VAL_TAR}"))
     truth = read_truth(devkit)
     found: list[Picture] = []
-    damaged: list[Dropped] = []
+    bad = Bad([], [])
     with (root / TRAIN_TAR).open("rb", buffering=0) as file:
-        for wnid, member in _walk_train(file, damaged):
+        for wnid, member in _walk_train(file, bad):
             found.append(_tar_picture("train", wnid, TRAIN_TAR, member))
     with (root / VAL_TAR).open("rb", buffering=0) as file:
-        for member in _walk(VAL_TAR, walk_tar(file), damaged):
+        for member in _walk(VAL_TAR, walk_tar(file), bad):
             number = member.name.removesuffix(".JPEG").rpartition("_")[2]
             if not number.isdecimal() or not 1 <= int(number) <= len(truth):
-                damaged.append(Dropped(f"{VAL_TAR}: {shown(member.name)}", "has no class in the development kit"))
+                told = Dropped(f"{VAL_TAR}: {shown(member.name)}", "has no class in the development kit")
+                bad.damaged.append(told)
             else:
                 found.append(_tar_picture("val", truth[int(number) - 1], VAL_TAR, member))
-    return found, damaged
+    return found, bad
 
 
-def _walk_train(file: BinaryIO, damaged: list[Dropped]) -> Iterator[tuple[str, Member]]:
-    """The pictures of a tar of one tar per class; what is damaged is added to `damaged`."""
+def _walk_train(file: BinaryIO, bad: Bad) -> Iterator[tuple[str, Member]]:
+    """The pictures of a tar of one tar per class; what is damaged is added to `bad`."""
     for entry in walk_tar(file):
         if isinstance(entry, Damage):
-            damaged.append(Dropped(f"{TRAIN_TAR} at {entry.offset}", entry.reason))
+            bad.add(TRAIN_TAR, entry)
             continue
         wnid = entry.name.rpartition("/")[2].removesuffix(".tar")
         if not WNID.fullmatch(wnid) or not entry.name.endswith(".tar"):
-            damaged.append(Dropped(f"{TRAIN_TAR}: {shown(entry.name)}", "is no archive of a class"))
+            bad.damaged.append(Dropped(f"{TRAIN_TAR}: {shown(entry.name)}", "is no archive of a class"))
             continue
         inside = walk_tar(file, entry.offset, entry.offset + entry.size)
-        for member in _walk(f"{TRAIN_TAR}: {wnid}.tar", inside, damaged):
+        for member in _walk(f"{TRAIN_TAR}: {wnid}.tar", inside, bad):
             yield wnid, member
 
 
-def _walk(archive: str, entries: Iterable[Member | Damage], damaged: list[Dropped]) -> Iterator[Member]:
-    """The pictures by their names without folders; all else is added to `damaged`."""
+def _walk(archive: str, entries: Iterable[Member | Damage], bad: Bad) -> Iterator[Member]:
+    """The pictures by their names without folders; all else is added to `bad`."""
     for entry in entries:
         if isinstance(entry, Damage):
-            damaged.append(Dropped(f"{archive} at {entry.offset}", entry.reason))
+            bad.add(archive, entry)
         elif NAME.fullmatch(name := entry.name.rpartition("/")[2]):
             yield entry._replace(name=name)
         else:
-            damaged.append(Dropped(f"{archive}: {shown(entry.name)}", "is no picture by its name"))
+            bad.damaged.append(Dropped(f"{archive}: {shown(entry.name)}", "is no picture by its name"))
 
 
 def _tar_picture(part: str, wnid: str, archive: str, member: Member) -> Picture:

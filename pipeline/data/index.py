@@ -126,15 +126,6 @@ def load_manifest(directory: Path) -> Manifest:
     return _parse(path := directory / MANIFEST_FILE, _read(path), _parse_manifest)
 
 
-def load_members(directory: Path) -> dict[str, list[tuple[str, Members]]]:
-    """Shard file -> its samples in order, each with all its members.
-
-    Raises:
-        ShardError: if index.json is missing, damaged or not the one the manifest was written with.
-    """
-    return _load_index(directory)["shards"]
-
-
 def encode_index(
     members: dict[str, list[tuple[str, Members]]], crc32: dict[str, list[int]], num_frames: dict[str, list[int]]
 ) -> bytes:
@@ -152,7 +143,7 @@ def load_split_index(directory: Path, split: str) -> SplitIndex:
     """Where the images and labels, or classes, of `split` lie. Remembered: every epoch opens the same split anew.
 
     Raises:
-        ShardError: as `load_members`.
+        ShardError: if index.json is missing, damaged or not the one the manifest was written with.
     """
     path = directory / INDEX_FILE
     state = path.stat() if path.is_file() else None
@@ -163,6 +154,15 @@ def load_split_index(directory: Path, split: str) -> SplitIndex:
 @functools.lru_cache(maxsize=8)
 def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex:
     index, manifest = _load_index(directory), load_manifest(directory)
+    try:
+        return _to_split_index(directory / INDEX_FILE, index, manifest, split)
+    except ShardError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ShardError(f"{directory / INDEX_FILE}: damaged ({error!r}); run the stage `shard` again") from None
+
+
+def _to_split_index(path: Path, index: dict[str, Any], manifest: Manifest, split: str) -> SplitIndex:
     by_pixel, counts = manifest.task == "segmentation", index.get("num_frames")
     files = tuple(shard.file for shard in manifest.split(split).shards)
     stored = [index["shards"][file] for file in files]
@@ -174,7 +174,7 @@ def _load_split_index(directory: Path, split: str, *state: object) -> SplitIndex
         found = found or [np.zeros((len(members), 2), np.int64)]
         spans = functools.reduce(lambda first, other: np.where(first[:, :1] > 0, first, other), found)
         if (spans[:, 0] == 0).any():
-            raise ShardError(f"{directory / INDEX_FILE}: a sample of {split} has no {' or '.join(wanted)}")
+            raise ShardError(f"{path}: a sample of {split} has no {' or '.join(wanted)}")
         return spans
 
     return SplitIndex(
@@ -224,7 +224,7 @@ def _read(path: Path) -> bytes:
 def _parse(path: Path, data: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(data)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{path}: damaged ({error}); run the stage `shard` again") from None
 
 

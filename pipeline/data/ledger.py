@@ -7,6 +7,7 @@ Each rank appends to a file of its own. A resumed run repeats steps, on other ra
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import struct
@@ -25,7 +26,7 @@ from pipeline.files import append_bytes
 from pipeline.recipe import AugmentConfig
 
 FOLDER, SPLIT = "ledger", "train"
-HEADER = struct.Struct("<QII")  # step, number of indices, CRC-32 of both and the indices
+HEADER = struct.Struct("<QII")  # step, number of indices, CRC-32 of the step's low 32 bits and the indices
 INDEX = np.dtype("<u4")
 
 
@@ -76,7 +77,7 @@ class Plan(NamedTuple):
 
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """The samples of the epoch's global batches, in their order."""
-        every = GlobalBatches(**{**self.batches.__dict__, "epoch": epoch})
+        every = dataclasses.replace(self.batches, epoch=epoch)
         return (np.array(batch) % self.num_samples for batch in keep(every, self.num_samples, self.dropped))
 
 

@@ -1,10 +1,8 @@
 """What data sets in a folder of the user's share: files are listed with their hashes, bad ones counted and named."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from pipeline.data.archives import shown
 from pipeline.data.index import Dropped
@@ -28,21 +26,17 @@ def refuse_too_many(max_bad_frac: float, total: int, dropped: Sequence[Dropped],
     raise UserError(problem("dataset.max_bad_frac", max_bad_frac, rule, "mend or remove them, or allow more"))
 
 
+def refuse_unknown(path: str, unknown: Sequence[Dropped]) -> None:
+    """Raise UserError, naming the first, for places behind which nobody can say what is lost, however much may be."""
+    if not unknown:
+        return
+    named = ", ".join(f"{file} {reason}" for file, reason in unknown[:NUM_NAMED])
+    more = f", and {len(unknown) - NUM_NAMED} more" if len(unknown) > NUM_NAMED else ""
+    rule = f"what is lost cannot be counted: {named}{more}"
+    raise UserError(problem("dataset.path", path, rule, "mend or remove them; dataset.max_bad_frac does not allow it"))
+
+
 def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
     """How many for each reason, without its details; the most frequent first."""
     counts = Counter(re.split(r"[:(,]| at ", reason)[0].strip() for _, reason in dropped)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def read_listed(path: Path, sha256: str, what: str) -> bytes:
-    """The file's bytes; raises UserError if they are not those that were listed.
-
-    Args:
-        what: The file is, in the singular.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: {what} is gone since it was listed; run the stage `fetch` again")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path}: {what} has changed since it was listed; run the stage `fetch` again")
-    return data

@@ -3,7 +3,7 @@
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from pipeline.data.catalog import SPLITS, Encoded, Sample
 from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
 from pipeline.data.lazy import LazySamples
-from pipeline.data.pictures import MAX_BYTES, BadPicture, check_picture
+from pipeline.data.options import DatasetOptions, StoreOptions
+from pipeline.data.pictures import MAX_BYTES, BadPicture, check_picture, to_stored
 from pipeline.data.places import Place, read_place, read_same
 from pipeline.errors import UserError, problem
 from pipeline.files import write_json_atomic
@@ -43,17 +44,21 @@ class Listed(NamedTuple):
 
 
 def check_pictures(
-    root: Path, pictures: Sequence[Picture], raw_dir: Path, placement: Placement | None
+    root: Path, pictures: Sequence[Picture], raw_dir: Path, placement: Placement | None, store: StoreOptions | None
 ) -> tuple[list[Listed], list[Dropped]]:
     """Decode and hash all; both lists are in the order of `pictures`.
 
     They are read in the order in which they lie in their files.
+
+    Args:
+        store: How they will be stored, if they are kept whole: what cannot be is bad.
     """
     order = sorted(range(len(pictures)), key=lambda i: tuple(pictures[i].place))
-    memory = raw_dir / CHECKED if len(pictures) > PICTURES.group_size else None
+    known = raw_dir / CHECKED / (f"jpg-{store.shorter_side}" if store else "squares")
+    memory = known if len(pictures) > PICTURES.group_size else None
     found: list[Found] = [()] * len(pictures)
     places = [tuple(pictures[i].place) for i in order]
-    check, files_of = functools.partial(check_place, root), functools.partial(find_files, root)
+    check, files_of = functools.partial(check_place, root, store), functools.partial(find_files, root)
     for i, result in zip(order, check_all(check, places, files_of, PICTURES, memory, placement), strict=True):
         found[i] = result
     pairs = list(zip(pictures, found, strict=True))
@@ -61,10 +66,10 @@ def check_pictures(
     return [Listed(*picture, sha256) for picture, (sha256, _) in pairs if sha256], bad
 
 
-def check_place(root: Path, place: Place) -> Found:
+def check_place(root: Path, store: StoreOptions | None, place: Place) -> Found:
     """See `check_picture`."""
     try:
-        return check_picture(read_place(root, place, MAX_BYTES))
+        return check_picture(read_place(root, place, MAX_BYTES), store)
     except OSError as error:
         return "", f"cannot be read ({error.strerror})"
 
@@ -99,10 +104,26 @@ def write_listing(
         columns["places"].append(picture.place)
         columns["labels"].append(labels[picture.class_name])
         columns["sha256"].append(picture.sha256)
-    for split, columns in splits.items():
-        if not columns["labels"]:
-            raise UserError(problem("dataset.path", str(root), f"no picture for the split {split}", "add pictures"))
-    write_json_atomic(raw_dir / LISTING, {"class_names": class_names, "splits": splits, "dropped": list(dropped)})
+    found = [split for split, columns in splits.items() if columns["labels"]]
+    listing = {"class_names": class_names, "splits": splits, "dropped": list(dropped)}
+    finish_listing(root, raw_dir, listing, found, "picture")
+
+
+def finish_listing(root: Path, raw_dir: Path, listing: Mapping[str, Any], splits: Collection[str], what: str) -> None:
+    """Write listing.json, and forget what was remembered of the checks.
+
+    Args:
+        listing: With class_names, and what was dropped.
+        splits: Those that have something.
+        what: They have, in the singular.
+
+    Raises:
+        UserError: if a split has nothing.
+    """
+    for split in SPLITS:
+        if split not in splits:
+            raise UserError(problem("dataset.path", str(root), f"no {what} for the split {split}", f"add {what}s"))
+    write_json_atomic(raw_dir / LISTING, listing)
     shutil.rmtree(raw_dir / CHECKED, ignore_errors=True)
 
 
@@ -138,6 +159,21 @@ def listed_samples(
     return LazySamples(len(labels), make)
 
 
-def load_dropped(raw_dir: Path) -> list[Dropped]:
+def load_class_names(options: DatasetOptions, raw_dir: Path) -> list[str]:
+    """In the order of their labels, as the fetch has found them."""
+    return load_listing(raw_dir)["class_names"]
+
+
+def load_samples(options: Any, raw_dir: Path, split: str) -> LazySamples:
+    """The pictures of a split, as squares of `img_size` or whole; raises UserError on one that has changed.
+
+    Args:
+        options: Of a data set in a folder of the user's: `path`, `store`, and where it may have squares `img_size`.
+    """
+    store = functools.partial(to_stored, img_size=getattr(options, "img_size", None), store=options.store)
+    return listed_samples(Path(options.path).expanduser(), raw_dir, split, store)
+
+
+def load_dropped(options: DatasetOptions, raw_dir: Path) -> list[Dropped]:
     """What was left out, each with its reason."""
     return [Dropped(*pair) for pair in load_listing(raw_dir)["dropped"]]

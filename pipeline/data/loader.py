@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.clips import ClipSampling, ClipTransform, Views
 from pipeline.data.dataset import AnyTransform, Loaded, ShardDataset
-from pipeline.data.index import load_manifest, load_split_index
+from pipeline.data.index import load_manifest
 from pipeline.data.masks import MaskTransform
 from pipeline.data.order import GlobalBatches, eval_batches, keep
 from pipeline.data.transforms import Transform
@@ -128,11 +128,6 @@ def _for_samples(
     if masks is not None:
         raise UserError(problem("train.masks", masks.model_dump(), "the shards have labels", "leave it out"))
     return base if clips is None else ClipTransform(base, clips, base.img_size, views)
-
-
-def sample_key(directory: Path, split: str, index: int) -> str:
-    """The key under which sample `index` of `split` is stored."""
-    return load_split_index(directory, split).keys[index]
 
 
 def _loader(dataset: ShardDataset, batches: Any, loader_workers: int, collate: Any) -> DataLoader[Any]:

@@ -9,8 +9,6 @@ training.
 
 import functools
 import hashlib
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,20 +16,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.data.catalog import IGNORE, SPLITS, Encoded, Sample
+from pipeline.data.catalog import IGNORE, Encoded, Sample
 from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
 from pipeline.data.lazy import LazySamples
-from pipeline.data.listed import read_listed, refuse_too_many
+from pipeline.data.listed import refuse_too_many
+from pipeline.data.listing import finish_listing, load_class_names, load_dropped, load_listing
 from pipeline.data.options import Ade20kOptions
 from pipeline.data.pictures import MAX_BYTES, BadPicture, is_plain_jpeg, open_picture
-from pipeline.data.places import read_place
+from pipeline.data.places import read_place, read_same
 from pipeline.data.published import choose_splits
 from pipeline.errors import UserError, problem
-from pipeline.files import write_json_atomic
 from pipeline.placement import Placement
 
-LISTING = "listing.json"
+__all__ = ["fetch", "load_class_names", "load_dropped", "load_samples"]
+
 SCENES = How("img", group_size=200, little=500)
 NAMES = "objectInfo150.txt"  # beside the pictures in the published archive
 NUM_CLASSES = 150
@@ -70,38 +69,24 @@ def fetch(options: Ade20kOptions, raw_dir: Path, placement: Placement | None = N
     dropped = sorted(alone + bad)
     refuse_too_many(options.max_bad_frac, len(checked) + len(dropped), dropped, "pictures")
     splits = choose_splits([c.pair.part == "validation" for c in checked], options)
-    for split in SPLITS:
-        if split not in splits:
-            raise UserError(problem("dataset.path", str(root), f"no picture for the split {split}", "add pictures"))
     pictures = [
         {"image": c.pair.image, "mask": c.pair.mask, "split": split, "sha256": c.sha256}
         for c, split in zip(checked, splits, strict=True)
     ]
     listing = {"class_names": read_names(root / NAMES), "pictures": pictures, "dropped": dropped}
-    write_json_atomic(raw_dir / LISTING, listing)
-    shutil.rmtree(raw_dir / CHECKED, ignore_errors=True)
-
-
-def load_class_names(options: Ade20kOptions, raw_dir: Path) -> list[str]:
-    """As published; '1' to '150' where the copy has lost the names."""
-    return _listing(raw_dir)["class_names"]
-
-
-def load_dropped(options: Ade20kOptions, raw_dir: Path) -> list[Dropped]:
-    """The pictures that cannot be used, each with its reason."""
-    return [Dropped(*pair) for pair in _listing(raw_dir)["dropped"]]
+    finish_listing(root, raw_dir, listing, set(splits), "picture")
 
 
 def load_samples(options: Ade20kOptions, raw_dir: Path, split: str) -> LazySamples:
     """The pictures of a split in full size, as the bytes they came in; raises UserError on a file that has changed."""
     root = Path(options.path).expanduser()
-    pictures = [picture for picture in _listing(raw_dir)["pictures"] if picture["split"] == split]
+    pictures = [picture for picture in load_listing(raw_dir)["pictures"] if picture["split"] == split]
 
     def make(index: int) -> Sample:
         picture = pictures[index]
         image_sha256, mask_sha256 = picture["sha256"]
-        image = to_stored(read_listed(root / picture["image"], image_sha256, "picture"))
-        classes = to_classes(read_listed(root / picture["mask"], mask_sha256, "mask"))
+        image = to_stored(read_same(root, [picture["image"]], image_sha256, "picture", MAX_BYTES))
+        classes = to_classes(read_same(root, [picture["mask"]], mask_sha256, "mask", MAX_BYTES))
         return Sample(f"{split}-{index:06d}", image, None, (image_sha256,), classes=classes)
 
     return LazySamples(len(pictures), make)
@@ -215,7 +200,3 @@ def _files(root: Path, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]
             )
         found[path.stem] = f"{folder}/{path.name}"
     return found
-
-
-def _listing(raw_dir: Path) -> dict:
-    return json.loads((raw_dir / LISTING).read_text())

@@ -1,5 +1,6 @@
 """What a suite's `dataset:` section may say of each data set. Imports nothing heavy."""
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -178,6 +179,16 @@ class TarPatterns(BaseModel):
     train: str = "train/*.tar"
     val: str = "val/*.tar"
     test: str = "test/*.tar"
+
+    @model_validator(mode="after")
+    def _are_patterns(self) -> "TarPatterns":
+        for split, pattern in self:
+            parts = PurePosixPath(pattern).parts
+            odd = any("**" in part and part != "**" for part in parts)
+            if not parts or parts[0].startswith("/") or odd or "\0" in pattern:
+                rule = "must be a pattern of files below dataset.path, ** a whole part of it"
+                raise inconsistent(split, pattern, rule, "as train/*.tar")
+        return self
 
 
 class WebdatasetOptions(DatasetOptions):

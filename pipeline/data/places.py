@@ -27,7 +27,7 @@ def read_place(root: Path, place: Place, max_bytes: int) -> bytes:
     file, *where = place
     path = root / file
     if file.endswith(PARQUET) and where:
-        return _read_row(path, *where)
+        return _read_row(path, max_bytes, *where)
     offset, length = where or (0, path.stat().st_size)
     if length > max_bytes:
         raise OSError(0, f"{length} bytes, more than {max_bytes} are not read")
@@ -58,11 +58,13 @@ def read_same(root: Path, place: Place, sha256: str, what: str, max_bytes: int) 
     return data
 
 
-def _read_row(path: Path, group: int, row: int) -> bytes:
+def _read_row(path: Path, max_bytes: int, group: int, row: int) -> bytes:
     stat = path.stat()
     found = _read_group(path, group, stat.st_size, stat.st_mtime_ns)[row].as_py()
     if found is None:
         raise OSError(0, "no bytes")
+    if len(found) > max_bytes:
+        raise OSError(0, f"{len(found)} bytes, more than {max_bytes} are not read")
     return found
 
 
@@ -70,15 +72,16 @@ def _read_row(path: Path, group: int, row: int) -> bytes:
 def _read_group(path: Path, group: int, *state: int) -> Any:
     """The pictures of one row group: neighbours are read one after the other, the file once."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT_BYTES) as file:
-            if file.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES:
-                raise OSError(0, "row group too large")
-            column = file.read_row_group(group, columns=[f"{IMAGE_COLUMN}.bytes"], use_threads=False)
+        with _open_parquet(path) as file:
+            size = file.metadata.row_group(group).total_byte_size
+            if size <= MAX_GROUP_BYTES:
+                column = file.read_row_group(group, columns=[f"{IMAGE_COLUMN}.bytes"], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise OSError(0, f"damaged parquet: {str(error)[:100]}") from None
+    if size > MAX_GROUP_BYTES:
+        raise OSError(0, f"row group too large: {size} bytes, more than {MAX_GROUP_BYTES} are not read")
     return column.column(IMAGE_COLUMN).combine_chunks().field("bytes")
 
 
@@ -100,14 +103,14 @@ def list_rows(path: Path, file: str) -> list[Row]:
         UserError: if it is damaged or has other columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = []
     try:
-        with pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT_BYTES) as opened:
+        with _open_parquet(path) as opened:
+            _check_columns(opened.schema_arrow)
             for group in range(opened.num_row_groups):
                 table = opened.read_row_group(group, columns=[f"{IMAGE_COLUMN}.path", "label"], use_threads=False)
-                names = table.column(IMAGE_COLUMN).combine_chunks().field("path").to_pylist()
+                names = _texts(table.column(IMAGE_COLUMN).combine_chunks().field("path"))
                 labels = [int(label) for label in table.column("label").to_pylist()]
                 pairs = enumerate(zip(names, labels, strict=True))
                 rows += [Row([file, group, i], name, label) for i, (name, label) in pairs]
@@ -116,3 +119,35 @@ def list_rows(path: Path, file: str) -> list[Row]:
     if any(label < 0 for _, _, label in rows):
         raise UserError(f"{path}: has rows without a label; only the test part may")
     return rows
+
+
+def _open_parquet(path: Path) -> Any:
+    """Values that repeat are kept once, as they lie in the file: a small one may else unfold to gigabytes."""
+    import pyarrow.parquet as pq
+
+    once = [f"{IMAGE_COLUMN}.bytes", f"{IMAGE_COLUMN}.path"]
+    return pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT_BYTES, read_dictionary=once)
+
+
+def _check_columns(schema: Any) -> None:
+    """Raise TypeError or KeyError unless there are bytes and a path of an image, and a whole number as its label."""
+    import pyarrow as pa
+
+    image, label = schema.field(IMAGE_COLUMN).type, schema.field("label").type
+    if not pa.types.is_struct(image) or not pa.types.is_integer(label):
+        raise TypeError(f"{IMAGE_COLUMN} is {image}, label is {label}")
+    kinds = {"bytes": (pa.binary(), pa.large_binary()), "path": (pa.string(), pa.large_string(), pa.null())}
+    for name, allowed in kinds.items():
+        kind = image.field(name).type
+        if getattr(kind, "value_type", kind) not in allowed:
+            raise TypeError(f"{IMAGE_COLUMN}.{name} is {kind}")
+
+
+def _texts(column: Any) -> list[str | None]:
+    """The values of a column that keeps each once."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if i is None else values[i] for i in column.indices.to_pylist()]

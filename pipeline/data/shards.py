@@ -18,6 +18,7 @@ import webdataset
 from tqdm import tqdm
 
 from pipeline.data.catalog import DATASETS, SPLITS, Encoded, Sample
+from pipeline.data.hashes import hash_file
 from pipeline.data.index import (
     INDEX_FILE,
     MANIFEST_FILE,
@@ -32,13 +33,10 @@ from pipeline.data.index import (
 from pipeline.data.members import count_classes, encode_members, locate_members, size_of
 from pipeline.data.options import DatasetOptions
 from pipeline.data.parts import anchored, check_space, identify, keeping_parts, open_samples
-from pipeline.data.verify import hash_file, verify_shards
 from pipeline.errors import UserError
 from pipeline.files import building_dir, explaining_disk, write_bytes_atomic, write_json_atomic
 from pipeline.placement import Placement
 from pipeline.spread import run_here, spread
-
-__all__ = ["verify_shards", "write_shards"]
 
 LITTLE = 5000  # samples of the user's own that one process writes sooner than Ray has started
 
@@ -182,9 +180,17 @@ def publish(out_dir: Path, written: dict[Part, Written], work: Work, class_names
     )
     with building_dir(out_dir) as directory:
         write_bytes_atomic(directory / INDEX_FILE, index)
-        for part in written:
-            os.replace(work.finished / part.file, directory / part.file)
         write_bytes_atomic(directory / MANIFEST_FILE, (json.dumps(manifest.to_json(), indent=2) + "\n").encode())
+        for part in written:
+            _place(work.finished / part.file, directory / part.file)
+
+
+def _place(finished: Path, path: Path) -> None:
+    """A finished shard where it belongs; where the file system has links, it stays a finished one until the end."""
+    try:
+        os.link(finished, path)
+    except OSError:
+        os.replace(finished, path)
 
 
 def describe_split(split: str, written: dict[Part, Written], num_classes: int) -> SplitInfo:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data.hashes import hash_once
-from pipeline.data.index import ShardError, ShardInfo, load_manifest
+from pipeline.data.index import ShardError, ShardInfo, SplitIndex, load_manifest
 from pipeline.files import write_json_atomic
 
 SOURCE_FILE = "source.json"
@@ -27,7 +27,10 @@ class ShardSource(Protocol):
         """Of its bytes, None if it is not here."""
 
     def read(self, shard: ShardInfo, start: int, length: int) -> bytes:
-        """`length` bytes from `start` on, fewer where it ends; raises ShardError if it is missing."""
+        """`length` bytes from `start` on, fewer where it ends; raises ShardError if it is missing or cannot be read."""
+
+    def distrust(self, shard: ShardInfo) -> bool:
+        """Give up a copy of the shard that is read instead of it; False: there is none, reading again is of no use."""
 
 
 def open_source(directory: Path) -> ShardSource:
@@ -44,6 +47,22 @@ def open_source(directory: Path) -> ShardSource:
 
     manifest = load_manifest(directory)
     return open_remote(url, [shard for split in manifest.splits.values() for shard in split.shards])
+
+
+def read_sample(source: ShardSource, shard: ShardInfo, index: SplitIndex, sample: int) -> tuple[bytes, bool]:
+    """The bytes at the extent of a sample of the split, and whether they are those that were written.
+
+    Raises:
+        ShardError: the shard is missing or cannot be read.
+    """
+    start, length = index.extents[sample].tolist()
+
+    def read() -> tuple[bytes, bool]:
+        data = source.read(shard, start, length)
+        return data, len(data) == length and index.sum_sample(sample, data) == index.crc32[sample]
+
+    data, whole = read()
+    return read() if not whole and source.distrust(shard) else (data, whole)
 
 
 def load_url(directory: Path) -> str | None:
@@ -78,23 +97,32 @@ class LocalShards:
 
     def sha256(self, shard: ShardInfo) -> str | None:
         path = self.directory / shard.file
-        status = path.stat()
-        return hash_once(path, status.st_size, status.st_mtime_ns, status.st_ino)
+        try:
+            status = path.stat()
+            return hash_once(path, status.st_size, status.st_mtime_ns, status.st_ino)
+        except OSError as error:
+            raise self._unreadable(shard, error) from None
 
     def read(self, shard: ShardInfo, start: int, length: int) -> bytes:
         # Reading at an offset leaves no trace in the file's position: a fork shares the descriptor without harm.
         file = self._files.get(shard.file)
-        return os.pread(self._open(shard) if file is None else file, length, start)
+        try:
+            return os.pread(self._open(shard) if file is None else file, length, start)
+        except OSError as error:
+            raise self._unreadable(shard, error) from None
+
+    def distrust(self, shard: ShardInfo) -> bool:
+        return False
 
     def _open(self, shard: ShardInfo) -> int:
         if len(self._files) >= MAX_OPEN:
             os.close(self._files.pop(next(iter(self._files))))
-        try:
-            file = os.open(self.directory / shard.file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ShardError(f"{self.where(shard)}: shard cannot be read: {error.strerror}; {REMEDY}") from None
+        file = os.open(self.directory / shard.file, os.O_RDONLY | os.O_CLOEXEC)
         self._files[shard.file] = file
         return file
+
+    def _unreadable(self, shard: ShardInfo, error: OSError) -> ShardError:
+        return ShardError(f"{self.where(shard)}: shard cannot be read: {error.strerror}; {REMEDY}")
 
     def close(self) -> None:
         while self._files:

@@ -4,29 +4,26 @@ Both give the same bytes. A shard that has no room in the cache, or is not what 
 in either case the CRC of every sample decides whether what came is what was written.
 """
 
-import errno
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
-import aiohttp
 from fsspec.core import url_to_fs
 
-from pipeline.data.addresses import SHARDS, check_url, shown
+from pipeline.data.addresses import check_folder, shown
 from pipeline.data.cache import DEFAULT_GB, FOLDER, LIMIT_GB, ShardCache, WrongBytes
 from pipeline.data.index import ShardError, ShardInfo
 from pipeline.data.source import MAX_OPEN
+from pipeline.data.source_http import BoundedHttp, checked_client
 from pipeline.errors import UserError, problem
 
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 2**23  # of a download: what a broken connection loses at most
 WAITS_S = (0.5, 2.0)  # before each further try of what a network may do better next time
-TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 T = TypeVar("T")
 _SIZES: dict[tuple[str, str], int] = {}  # of (folder, shard), asked once per process: every epoch opens them anew
@@ -38,7 +35,7 @@ def open_remote(url: str, shards: Sequence[ShardInfo]) -> "RemoteShards":
     Raises:
         UserError: the address is refused, a library for it is missing, or the environment says nonsense.
     """
-    check_url(url, SHARDS)
+    check_folder(url)
     limit = _limit_bytes()
     folder = Path(os.environ.get(FOLDER) or Path.home() / ".cache/dart-lab/shards")
     cache = ShardCache(folder, limit, {shard.sha256 for shard in shards}) if limit else None
@@ -47,10 +44,13 @@ def open_remote(url: str, shards: Sequence[ShardInfo]) -> "RemoteShards":
     return source
 
 
-def read_file(url: str, file: str) -> bytes:
-    """All of a file of the folder `url`; raises UserError if it is missing or cannot be read."""
-    check_url(url, SHARDS)
-    return RemoteShards(url, None).ask(file, lambda system, path: system.cat_file(path))
+def read_file(url: str, file: str, max_bytes: int) -> bytes:
+    """All of a file of the folder `url`; raises UserError if it is missing, larger, or cannot be read."""
+    check_folder(url)
+    data = RemoteShards(url, None).ask(file, lambda system, path: system.cat_file(path, start=0, end=max_bytes + 1))
+    if len(data) > max_bytes:
+        raise UserError(f"{shown(url)}/{file}: has more than {max_bytes} bytes, which are not read")
+    return data
 
 
 def _limit_bytes() -> int:
@@ -92,7 +92,22 @@ class RemoteShards:
         file = self._files.get(shard.file)
         if file is None and self.cache and shard.file not in self._uncached:
             file = self._open(shard, self.cache)
-        return self._range(shard, start, length) if file is None else os.pread(file, length, start)
+        if file is not None:
+            try:
+                return os.pread(file, length, start)
+            except OSError as error:
+                log.warning("%s: %s: read in ranges", self.where(shard), error.strerror)
+                self.distrust(shard)
+        return self._range(shard, start, length)
+
+    def distrust(self, shard: ShardInfo) -> bool:
+        file = self._files.pop(shard.file, None)
+        if file is None or self.cache is None:
+            return False
+        log.warning("%s: its cached copy is damaged: removed, read in ranges", self.where(shard))
+        self.cache.remove(shard, file)
+        self._uncached.add(shard.file)  # whoever opens the shards next downloads it anew
+        return True
 
     def connect(self) -> tuple[Any, str]:
         """fsspec's file system in this process, for its connections do not survive a fork."""
@@ -116,7 +131,7 @@ class RemoteShards:
                 raise
             except FileNotFoundError:
                 raise ShardError(f"{where}: no such file; is the folder the right one?") from None
-            except Exception as error:  # every file system has its own
+            except Exception as error:  # gcsfs, google.auth and botocore have their own, of no common class
                 if wait_s is None or _is_final(error):
                     raise UserError(f"{where}: cannot be read: {_reason(error)}") from None
             time.sleep(wait_s)
@@ -142,9 +157,7 @@ class RemoteShards:
         except WrongBytes:
             log.warning("%s: its sha256 is not the manifest's: read sample by sample", self.where(shard))
             file = None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
+        except OSError as error:  # a full disk, a folder that is none; what the network does is no OSError here
             log.warning("%s: %s: read in ranges", cache.folder, error.strerror)
             file = None
         if file is None:
@@ -176,32 +189,13 @@ def _file_system(url: str) -> tuple[Any, str]:
     # What fsspec lists it may remember, and a shard that is replaced must be seen.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("http", "https"):
-        options |= {"get_client": _checked_client}
+        return BoundedHttp(get_client=checked_client, **options), url
     try:
         return url_to_fs(url, **options)
     except ImportError:
         library = LIBRARIES.get(scheme, scheme)
         remedy = f"install {library} on every node: .venv/bin/uv pip install {library}"
         raise UserError(problem("url", shown(url), f"needs the library {library}", remedy)) from None
-
-
-async def _checked_client(**kwargs: Any) -> aiohttp.ClientSession:
-    """A session that follows no redirect to where `check_url` refuses to go, and wants parts, not the whole."""
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(_check_redirect)
-    trace.on_request_end.append(_check_part)
-    return aiohttp.ClientSession(trace_configs=[trace], trust_env=True, timeout=TIMEOUT, **kwargs)
-
-
-async def _check_redirect(session: Any, context: Any, params: aiohttp.TraceRequestRedirectParams) -> None:
-    check_url(urljoin(str(params.url), params.response.headers.get("Location", "")))
-
-
-async def _check_part(session: Any, context: Any, params: aiohttp.TraceRequestEndParams) -> None:
-    if "Range" in params.headers and params.response.status == 200:
-        params.response.close()  # else the whole shard would be received for each of its samples
-        rule = "the server does not know ranges, it sends whole files"
-        raise UserError(problem("url", shown(str(params.url)), rule, "copy the shards to another"))
 
 
 def _is_final(error: Exception) -> bool:

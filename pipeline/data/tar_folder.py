@@ -1,33 +1,42 @@
 """webdataset: the user's own tars of pictures with labels, one sample being what has one name up to its first dot.
 
-Fetching copies and unpacks nothing: it walks every tar, decodes every picture once, on all cores or nodes, and writes
-down a listing of where each lies, with hashes. Where a usual reader loses samples without a word, or mixes them up,
-each is listed with its reason and left out, as long as that is no more than `max_bad_frac` of all. A picture that is in
-the test split too is not trained on, nor chosen by.
+Fetching copies and unpacks nothing. One process walks every tar and reads every label; then every picture is decoded
+once, on all cores or nodes, and a listing says where each lies, with hashes. Where a usual reader loses samples without
+a word, or mixes them up, each is listed with its reason and left out, as long as that is no more than `max_bad_frac` of
+all; a tar that is cut off is refused, for nobody can count what it has lost. A picture that is in the test split too is
+not trained on, nor chosen by.
 """
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data import listing
 from pipeline.data.archives import Damage, Member, shown, walk_tar
 from pipeline.data.catalog import SPLITS
 from pipeline.data.index import Dropped
-from pipeline.data.lazy import LazySamples
-from pipeline.data.listed import refuse_too_many
-from pipeline.data.listing import Listed, Picture, check_pictures, listed_samples, load_listing, write_listing
+from pipeline.data.listed import refuse_too_many, refuse_unknown
+from pipeline.data.listing import (
+    Listed,
+    Picture,
+    check_pictures,
+    load_class_names,
+    load_dropped,
+    load_samples,
+    write_listing,
+)
 from pipeline.data.options import WebdatasetOptions
-from pipeline.data.pictures import SUFFIXES, to_stored
+from pipeline.data.pictures import SUFFIXES
 from pipeline.data.places import read_place
 from pipeline.errors import UserError, problem
 from pipeline.placement import Placement
 
+__all__ = ["fetch", "load_class_names", "load_dropped", "load_samples"]
+
 IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 MAX_LABEL_BYTES = 1 << 16
-MAX_CLASSES = 100_000
+MAX_LABEL_CHARS = 100  # of a name: it will stand in tables
+MAX_CLASSES = 100_000  # of classes that are numbers: one that nobody has is a class too
 
 
 class Found(NamedTuple):
@@ -35,6 +44,7 @@ class Found(NamedTuple):
 
     pictures: list[Picture]
     dropped: list[Dropped]
+    unknown: list[Dropped]  # places in tars behind which nobody can say what is lost
 
 
 class Group(NamedTuple):
@@ -55,7 +65,8 @@ def fetch(options: WebdatasetOptions, raw_dir: Path, placement: Placement | None
     if not root.is_dir():
         raise UserError(problem("dataset.path", str(root), "no such directory"))
     found = find_samples(root, options)
-    listed, bad = check_pictures(root, found.pictures, raw_dir, placement)
+    refuse_unknown(options.path, found.unknown)
+    listed, bad = check_pictures(root, found.pictures, raw_dir, placement, options.store)
     kept, leaks = leave_leaks(listed)
     dropped = [*found.dropped, *bad, *leaks]
     refuse_too_many(options.max_bad_frac, len(found.pictures) + len(found.dropped), dropped, "samples")
@@ -63,26 +74,9 @@ def fetch(options: WebdatasetOptions, raw_dir: Path, placement: Placement | None
     write_listing(root, raw_dir, classes, classes, kept, dropped)
 
 
-def load_class_names(options: WebdatasetOptions, raw_dir: Path) -> list[str]:
-    """The labels: names sorted, or the numbers from 0 on."""
-    return load_listing(raw_dir)["class_names"]
-
-
-def load_samples(options: WebdatasetOptions, raw_dir: Path, split: str) -> LazySamples:
-    """The samples of a split, in the order of the tars; raises UserError on one that has changed."""
-    store = functools.partial(to_stored, img_size=options.img_size, store=options.store)
-    return listed_samples(Path(options.path).expanduser(), raw_dir, split, store)
-
-
-def load_dropped(options: WebdatasetOptions, raw_dir: Path) -> list[Dropped]:
-    """What was left out, each with its reason."""
-    return listing.load_dropped(raw_dir)
-
-
 def find_samples(root: Path, options: WebdatasetOptions) -> Found:
     """All samples that have a picture and a label, in order, and what is wrong with the others and with the tars."""
-    pictures: list[Picture] = []
-    dropped: list[Dropped] = []
+    found = Found([], [], [])
     for split in SPLITS:
         pattern = getattr(options.tars, split)
         tars = [path for path in sorted(root.glob(pattern)) if path.is_file()]
@@ -90,18 +84,17 @@ def find_samples(root: Path, options: WebdatasetOptions) -> Found:
             raise UserError(problem(f"dataset.tars.{split}", pattern, f"no such file below {root}"))
         keys: set[str] = set()
         for path in tars:
-            for result in read_tar(root, path.relative_to(root).as_posix(), split, options.label, keys):
-                (pictures if isinstance(result, Picture) else dropped).append(result)  # type: ignore[arg-type]
-    return Found(pictures, dropped)
+            read_tar(root, path.relative_to(root).as_posix(), split, options.label, keys, found)
+    return found
 
 
-def read_tar(root: Path, file: str, split: str, label: str, keys: set[str]) -> Iterator[Picture | Dropped]:
-    """The samples of one tar.
+def read_tar(root: Path, file: str, split: str, label: str, keys: set[str], found: Found) -> None:
+    """Add the samples of one tar to `found`, and what is wrong with it.
 
     Args:
         keys: Of the split's samples so far; those of the tar are added.
     """
-    damaged: list[Dropped] = []
+    damaged: list[Damage] = []
     groups = list(_group(root, file, damaged))
     times: dict[str, int] = {}
     for group in groups:
@@ -115,17 +108,21 @@ def read_tar(root: Path, file: str, split: str, label: str, keys: set[str]) -> I
             reason = "has the key of a sample of another tar"
         keys.add(group.key)
         result = reason or _to_picture(root, file, split, label, group)
-        yield Dropped(name, result) if isinstance(result, str) else result
-    yield from damaged
+        if isinstance(result, str):
+            found.dropped.append(Dropped(name, result))
+        else:
+            found.pictures.append(result)
+    for offset, reason, rest_lost in damaged:
+        (found.unknown if rest_lost else found.dropped).append(Dropped(f"{file} at {offset}", reason))
 
 
-def _group(root: Path, file: str, damaged: list[Dropped]) -> Iterator[Group]:
+def _group(root: Path, file: str, damaged: list[Damage]) -> Iterator[Group]:
     key, reason = "", ""
     members: dict[str, Member] = {}
     with (root / file).open("rb", buffering=0) as opened:
         for entry in walk_tar(opened):
             if isinstance(entry, Damage):
-                damaged.append(Dropped(f"{file} at {entry.offset}", entry.reason))
+                damaged.append(entry)
                 continue
             folder, _, name = entry.name.rpartition("/")
             stem, _, extension = name.partition(".")
@@ -160,16 +157,25 @@ def _to_picture(root: Path, file: str, split: str, label: str, group: Group) -> 
     if isinstance(value, int) and not 0 <= value < MAX_CLASSES:
         return f"has a label that is not from 0 to {MAX_CLASSES - 1}"
     image = group.members[images[0]]
-    text = shown(value) if isinstance(value, str) else str(value)
+    text = str(value)
+    if len(text) > MAX_LABEL_CHARS or not text.isprintable():
+        return f"has a label that is longer than {MAX_LABEL_CHARS} characters, or cannot be printed"
     return Picture(f"{file}: {shown(group.key)}", text, split, [file, image.offset, image.size])
 
 
 def name_classes(labels: list[str]) -> list[str]:
-    """The classes in the order of their labels: numbers from 0 on, or names sorted."""
+    """The classes in the order of their labels: numbers from 0 on, or names sorted.
+
+    Labels are numbers if all are, below MAX_CLASSES and written as Python writes them: 00 and 01 are names.
+    """
     found = set(labels)
-    if all(label.isdecimal() for label in found):
+    if all(map(_is_number, found)):
         return [str(number) for number in range(1 + max(map(int, found), default=-1))]
     return sorted(found)
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdecimal() and str(int(label)) == label and int(label) < MAX_CLASSES
 
 
 def leave_leaks(listed: list[Listed]) -> tuple[list[tuple[Listed, str]], list[Dropped]]:

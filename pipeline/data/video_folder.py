@@ -10,25 +10,26 @@ the clips that were found whole.
 import functools
 import hashlib
 import io
-import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.data.catalog import SPLITS, Encoded, Sample
+from pipeline.data.catalog import Encoded, Sample
 from pipeline.data.checking import CHECKED, Found, How, check_all
 from pipeline.data.index import Dropped
 from pipeline.data.lazy import LazySamples
-from pipeline.data.listed import read_listed, refuse_too_many
+from pipeline.data.listed import refuse_too_many
+from pipeline.data.listing import finish_listing, load_class_names, load_dropped, load_listing
 from pipeline.data.options import VideoFolderOptions
+from pipeline.data.places import read_place, read_same
 from pipeline.data.published import choose_splits
 from pipeline.data.video import BadClip, ClipInfo, check_clip
 from pipeline.data.video_layouts import Candidate, Layout, read_kinetics, read_ssv2
 from pipeline.errors import UserError, problem
-from pipeline.files import write_json_atomic
 from pipeline.placement import Placement
 
-LISTING = "listing.json"
+__all__ = ["fetch", "load_class_names", "load_dropped", "load_samples"]
+
+MAX_BYTES = 1 << 31  # of one clip's file
 CLIPS = How("clip", group_size=32, little=64)
 LAYOUTS = {"kinetics400": read_kinetics, "ssv2": read_ssv2}
 
@@ -59,35 +60,20 @@ def fetch(options: VideoFolderOptions, raw_dir: Path, placement: Placement | Non
          "sha256": c.sha256, **c.info._asdict()}
         for c, split in zip(checked, splits, strict=True)
     ]  # fmt: skip
-    for split in SPLITS:
-        if split not in splits:
-            raise UserError(problem("dataset.path", str(root), f"no clip for the split {split}", "add clips"))
-    write_json_atomic(raw_dir / LISTING, {"class_names": layout.class_names, "clips": clips, "dropped": dropped})
-    shutil.rmtree(raw_dir / CHECKED, ignore_errors=True)
-
-
-def load_class_names(options: VideoFolderOptions, raw_dir: Path) -> list[str]:
-    """As published; ssv2's templates without their brackets."""
-    return _listing(raw_dir)["class_names"]
-
-
-def load_dropped(options: VideoFolderOptions, raw_dir: Path) -> list[Dropped]:
-    """The clips that cannot be used, each with its reason."""
-    return [Dropped(*pair) for pair in _listing(raw_dir)["dropped"]]
+    listing = {"class_names": layout.class_names, "clips": clips, "dropped": dropped}
+    finish_listing(root, raw_dir, listing, set(splits), "clip")
 
 
 def load_samples(options: VideoFolderOptions, raw_dir: Path, split: str) -> LazySamples:
     """The clips of a split, as the bytes they came in; raises UserError on a clip that has changed."""
     root = Path(options.path).expanduser()
-    clips = [clip for clip in _listing(raw_dir)["clips"] if clip["split"] == split]
+    clips = [clip for clip in load_listing(raw_dir)["clips"] if clip["split"] == split]
 
     def make(index: int) -> Sample:
         clip = clips[index]
-        path = root / clip["file"]
         height, width = clip["size"]
-        stored = Encoded(
-            read_listed(path, clip["sha256"], "clip"), path.suffix[1:].lower(), (height, width), clip["num_frames"]
-        )
+        data = read_same(root, [clip["file"]], clip["sha256"], "clip", MAX_BYTES)
+        stored = Encoded(data, Path(clip["file"]).suffix[1:].lower(), (height, width), clip["num_frames"])
         return Sample(f"{split}-{index:06d}", stored, clip["label"], (clip["sha256"],))
 
     return LazySamples(len(clips), make)
@@ -122,7 +108,7 @@ def check_clips(
 def check_file(root: Path, clip: Candidate) -> Found:
     """(sha256, number of frames, (H, W)) of a clip that was decoded to its end, or ("", why it is bad)."""
     try:
-        data = (root / clip.file).read_bytes()
+        data = read_place(root, [clip.file], MAX_BYTES)
         return hashlib.sha256(data).hexdigest(), *check_clip(io.BytesIO(data))
     except BadClip as error:
         return "", str(error)
@@ -133,7 +119,3 @@ def check_file(root: Path, clip: Candidate) -> Found:
 def find_files(root: Path, clip: Candidate) -> list[Path]:
     """The file of a clip."""
     return [root / clip.file]
-
-
-def _listing(raw_dir: Path) -> dict:
-    return json.loads((raw_dir / LISTING).read_text())

@@ -15,7 +15,6 @@ from pipeline.classification import Predictions, merge, predict, score, write_ga
 from pipeline.config import TrainConfig, Trial
 from pipeline.data.catalog import DATASETS
 from pipeline.data.drops import find_drops
-from pipeline.data.index import load_members
 from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.errors import ConfigError, UserError
@@ -27,6 +26,7 @@ from pipeline.part import Part
 from pipeline.placement import Placement
 from pipeline.spread import run_on_ray
 from pipeline.weights import load_model
+from tests.pipeline.data.batches import load_members
 
 NUM_TEST = 23  # a prime: no batch and no number of workers divides it
 

@@ -95,3 +95,21 @@ append_bytes(pathlib.Path({str(path)!r}), b"y" * 20)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "No space left on device" in done.stderr
     assert path.read_bytes() == b"x" * 90
+
+
+def test_what_a_killed_write_left_is_not_published(tmp_path):
+    with building_dir(tmp_path / "out", resume_as="work") as directory:
+        (directory / "sub").mkdir()
+        (directory / ".listing.json.4711.tmp").touch()
+        (directory / "sub/.0.json.4711.tmp").touch()
+        (directory / "whole").touch()
+    assert sorted(os.listdir(tmp_path / "out")) == ["sub", "whole"]
+    assert os.listdir(tmp_path / "out/sub") == []
+
+
+@pytest.mark.parametrize(("file", "what"), [("mine.jpg", "opened"), ("out/listing.json", "written")])
+def test_a_file_that_is_forbidden_is_named_for_what_was_wanted_of_it(tmp_path, file, what):
+    (tmp_path / "out").mkdir()
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / file))
+    with pytest.raises(UserError, match=rf"{file}: cannot be {what} \(permission denied\); see whose it is"):
+        build_half(tmp_path / "out/final", error)

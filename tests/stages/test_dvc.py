@@ -50,6 +50,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.data.listed",
         "pipeline.data.options",
         "pipeline.data.source",
+        "pipeline.data.source_http",
         "pipeline.data.source_remote",
         "pipeline.data.verify",
         "pipeline.errors",

@@ -1,9 +1,13 @@
 """The theorem of all loaders: workers, ranks and resumes change no byte of the global batches."""
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from pipeline.data.index import INDEX_FILE, Members
 
 Batches = Sequence[tuple[Tensor, ...]]
 
@@ -20,3 +24,8 @@ def assert_one_order(read: Callable[..., Batches], expected: Batches) -> None:
     assert_same(read(loader_workers=2, start_batch=1), expected[1:])
     ranks = [read(rank=rank, world_size=2) for rank in range(2)]
     assert_same([tuple(map(torch.cat, zip(*shares, strict=True))) for shares in zip(*ranks, strict=True)], expected)
+
+
+def load_members(directory: Path) -> dict[str, list[tuple[str, Members]]]:
+    """Shard file -> its samples in order, each with all its members, as index.json has them."""
+    return json.loads((directory / INDEX_FILE).read_text())["shards"]

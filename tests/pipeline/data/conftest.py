@@ -52,6 +52,8 @@ class FileServer:
         self.hang_up_after: int | None = None  # bytes of the next answer only
         self.busy = 0  # so many of the next requests are answered with 503
         self.redirects: dict[str, str] = {}
+        self.sends_all = False  # as the answer to every range, with the status of one
+        self.tells_length = True
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -89,7 +91,10 @@ class FileServer:
         if asked and start >= len(data):
             return request.send_error(416)
         request.send_response(206 if asked else 200)
-        request.send_header("Content-Length", str(len(data[start:stop])))
+        if self.sends_all:
+            start, stop = 0, len(data)
+        if self.tells_length:
+            request.send_header("Content-Length", str(len(data[start:stop])))
         request.end_headers()
         if head:
             return None

@@ -8,6 +8,7 @@ from pipeline.errors import UserError
 INSIDE = (
     "127.0.0.1", "localhost", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1",
     "[::1]", "[fe80::1]", "[fc00::1]", "[::ffff:10.0.0.1]", "[2002:0a00:0001::1]", "224.0.0.1", "2130706433", "127.1",
+    "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::808:808]", "[::8.8.8.8]", "[::ffff:8.8.8.8]", "[::ffff:0:10.0.0.1]",
 )  # fmt: skip
 
 
@@ -22,9 +23,9 @@ def test_hosts_inside_are_refused(host):
         check_url(f"https://{host}:8443/file")
 
 
-@pytest.mark.parametrize("url", ["https://93.184.216.34/file", "https://[2606:2800:220:1:248:1893:25c8:1946]/file"])
-def test_public_addresses_pass(url):
-    check_url(url)
+@pytest.mark.parametrize("host", ["93.184.216.34", "[2606:2800:220:1:248:1893:25c8:1946]", "[64:ff9b::5db8:d822]"])
+def test_public_addresses_pass(host):
+    check_url(f"https://{host}/file")
 
 
 @pytest.mark.parametrize(

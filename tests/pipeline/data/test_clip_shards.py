@@ -16,14 +16,14 @@ from pipeline.data.catalog import DATASETS
 from pipeline.data.clips import ClipSampling, ClipTransform, Views
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.fetch import fetch_dataset
-from pipeline.data.index import ShardError, load_manifest, load_members
+from pipeline.data.index import ShardError, load_manifest
 from pipeline.data.loader import eval_dataset, eval_loader, train_loader
 from pipeline.data.options import MovingDigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform, denormalise
 from pipeline.data.video import check_clip, decode_clip
 from pipeline.errors import UserError
-from tests.pipeline.data.batches import assert_one_order, assert_same
+from tests.pipeline.data.batches import assert_one_order, assert_same, load_members
 
 OPTIONS = MovingDigitsOptions(
     name="moving-digits",
@@ -132,7 +132,7 @@ def test_a_damaged_clip_that_passed_the_size_check_is_named(shards, tmp_path):
     data = bytearray(path.read_bytes())
     data[offset : offset + length] = bytes(length)
     path.write_bytes(data)
-    dataset = eval_dataset(tmp_path / "shards", "test", "size", img_size=20, clips=CLIP)
+    dataset = eval_dataset(tmp_path / "shards", "test", "samples", img_size=20, clips=CLIP)
     dataset[0]
     with pytest.raises(ShardError, match=r"test-000000\.tar: sample test-000001: its bytes are not those"):
         dataset[1]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.loader import eval_loader, sample_key, train_loader
+from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.order import GlobalBatches, epoch_order, eval_batches, keep
 from pipeline.data.transforms import Transform
 from pipeline.errors import UserError
@@ -175,7 +175,3 @@ def test_a_data_set_can_be_sent_to_another_process(tiny_shards):
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[5][0], image)
     assert copy[5][1:] == (label, index) == (label, 5)
-
-
-def test_keys_by_split_and_index(tiny_shards):
-    assert sample_key(tiny_shards, "val", 3) == "val-000003"

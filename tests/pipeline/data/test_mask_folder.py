@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data import pictures
 from pipeline.data.catalog import DATASETS, IGNORE, SPLITS, Encoded
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import load_manifest
@@ -246,5 +247,5 @@ def test_the_seed_chooses_val_and_the_plan_counts_without_data(folder, tmp_path)
 
 
 def test_pictures_that_would_fill_the_memory_are_damaged(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1300)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1300)
     refuse(ade20k(folder), tmp_path, r"is too large: \d+ x \d+ pixels, at most 1300 are safe")

@@ -17,7 +17,7 @@ from pipeline.data.catalog import DATASETS
 from pipeline.data.clips import ClipSampling
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.fetch import fetch_dataset
-from pipeline.data.index import ShardError, load_manifest, load_members, load_split_index
+from pipeline.data.index import ShardError, load_manifest, load_split_index
 from pipeline.data.loader import eval_dataset, eval_loader, train_loader
 from pipeline.data.masks import MaskTransform
 from pipeline.data.options import DigitsSegmentationOptions
@@ -25,7 +25,7 @@ from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform, denormalise
 from pipeline.errors import UserError
 from pipeline.mask_rules import MasksConfig
-from tests.pipeline.data.batches import assert_one_order, assert_same
+from tests.pipeline.data.batches import assert_one_order, assert_same, load_members
 
 OPTIONS = DigitsSegmentationOptions(
     name="digits-segmentation",
@@ -163,7 +163,7 @@ def test_damaged_classes_that_passed_the_size_check_are_named(shards, tmp_path):
     data = bytearray(path.read_bytes())
     data[offset : offset + length] = bytes(length)
     path.write_bytes(data)
-    dataset = eval_dataset(tmp_path / "shards", "test", "size")
+    dataset = eval_dataset(tmp_path / "shards", "test", "samples")
     dataset[0]
     with pytest.raises(ShardError, match=r"test-000000\.tar: sample test-000001: its bytes are not those"):
         dataset[1]

@@ -1,5 +1,6 @@
 """Shards: the same bytes twice, everything read back, every damage named."""
 
+import errno
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pipeline.data import shards as writing
 from pipeline.data import source
 from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.dataset import ShardDataset
@@ -21,14 +23,15 @@ from pipeline.data.index import (
     ShardError,
     encode_index,
     load_manifest,
-    load_members,
     load_split_index,
     sum_members,
 )
 from pipeline.data.loader import eval_loader, train_loader
-from pipeline.data.shards import verify_shards, write_shards
+from pipeline.data.shards import write_shards
 from pipeline.data.transforms import Transform
+from pipeline.data.verify import verify_shards
 from pipeline.errors import UserError
+from tests.pipeline.data.batches import load_members
 
 
 @pytest.fixture
@@ -121,20 +124,12 @@ def test_damage_is_found_although_the_shard_was_whole_earlier_in_this_process(sh
         verify_shards(shards)
 
 
-def test_size_alone_is_checked_on_request(shards):
-    flip_a_bit(shards / "train-000000.tar")
-    verify_shards(shards, verify="size")
-    truncate(shards / "train-000000.tar")
-    with pytest.raises(ShardError, match=r"train-000000\.tar: shard is truncated"):
-        verify_shards(shards, verify="size")
-
-
-def test_a_damaged_picture_that_passed_the_size_check_is_named(shards):
+def test_a_damaged_picture_is_named_when_it_is_read(shards):
     offset, length = dict(load_members(shards)["train-000000.tar"])["train-000001"]["png"]
     data = bytearray((shards / "train-000000.tar").read_bytes())
     data[offset : offset + length] = bytes(length)
     (shards / "train-000000.tar").write_bytes(data)
-    dataset = ShardDataset(shards, "train", Transform(), verify="size")
+    dataset = ShardDataset(shards, "train", Transform(), verify="samples")
     dataset[0]
     with pytest.raises(ShardError, match=r"train-000000\.tar: sample train-000001"):
         dataset[1]
@@ -198,6 +193,26 @@ def test_few_files_are_open_at_a_time(tiny_shards, monkeypatch):
     for index in (0, 22, 5, 10, 1, 20, 0):
         assert np.array_equal(dataset.image(index), expected.image(index))
         assert len(dataset._source._files) <= 2
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_finished_shard(tiny, digits_raw, tiny_shards, tmp_path, monkeypatch):
+    write = writing.write_bytes_atomic
+
+    def fill(path, data):
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(writing, "write_bytes_atomic", fill)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        write_shards(tiny, digits_raw, tmp_path / "out", samples_per_shard=4)
+    kept = {path.name: path.stat().st_ino for path in next(tmp_path.glob(".out.parts-*")).glob("*.tar")}
+    assert len(kept) == 11
+    monkeypatch.undo()
+    write_shards(tiny, digits_raw, tmp_path / "out", samples_per_shard=4)
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")} == kept
+    assert read_bytes(tmp_path / "out") == read_bytes(tiny_shards)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_missing_raw_data_is_one_sentence_and_writes_nothing(tiny, tmp_path):

@@ -1,5 +1,7 @@
 """Shards elsewhere: the same bytes in the same order from the disk, the cache and ranges; every refusal a sentence."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -8,13 +10,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.data import source_remote
-from pipeline.data.cache import ShardCache
+from pipeline.data.cache import ShardCache, _remove_unused
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.drops import find_drops
+from pipeline.data.drops import CUT_OFF, UNREADABLE, Drops, find_drops
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.index import ShardError, load_manifest
 from pipeline.data.loader import eval_loader, train_loader
@@ -147,6 +150,77 @@ def test_altered_bytes_are_never_cached_nor_given_to_a_model(served, server, env
     assert find_drops(served, 0.1).indices("train") == (4,)
 
 
+def rot(folder: Path) -> None:
+    """A flipped bit in the first sample of every cached shard."""
+    for path in folder.glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        data[515] ^= 1
+        path.write_bytes(data)
+
+
+def test_a_cached_shard_that_rots_is_given_up_and_downloaded_anew(served, server, tiny_shards, environment):
+    expected = read_train(tiny_shards, global_batch_size=23)
+    read_train(served, global_batch_size=23)
+    rot(environment)
+    assert_same(read_train(served, global_batch_size=23), expected)
+    assert num_cached(environment) == 0
+    read_train(served, global_batch_size=23)
+    assert num_cached(environment) == 6
+    rot(environment)
+    assert find_drops(served, 0.2, ["train"]) == Drops()
+
+
+def test_a_copy_that_was_replaced_meanwhile_is_not_removed(shards_of, tmp_path):
+    (first, *_), fill = shards_of
+    cache = ShardCache(tmp_path / "c", 10**6)
+    one, two = (cache.open(first, partial(fill, first)) for _ in range(2))
+    cache.remove(first, one)
+    assert num_cached(tmp_path / "c") == 0
+    os.close(cache.open(first, partial(fill, first)))
+    cache.remove(first, two)  # of the first file, which is not there any more
+    assert num_cached(tmp_path / "c") == 1
+
+
+def test_a_cut_shard_costs_the_samples_that_are_cut_off(served, server):
+    name = "train-000001.tar"
+    server.files[name] = server.files[name][:5000]
+    cut = find_drops(served, 0.9, ["train"])
+    assert set(cut.indices("train")) < {4, 5, 6, 7}
+    assert {drop.reason for drop in cut.drops} == {CUT_OFF}
+    server.files[name] = b""
+    assert find_drops(served, 0.9, ["train"]).indices("train") == (4, 5, 6, 7)
+
+
+def test_a_disk_that_cannot_be_read_costs_its_samples(tiny_shards, tmp_path):
+    """The memory of this process stands for it: it can be opened, and its first bytes give an I/O error."""
+    shards = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+    (shards / "train-000001.tar").unlink()
+    (shards / "train-000001.tar").symlink_to("/proc/self/mem")
+    found = find_drops(shards, 0.9, ["train"])
+    assert [(drop.sample, drop.reason) for drop in found.drops] == [(i, UNREADABLE) for i in (4, 5, 6, 7)]
+    shard = load_manifest(shards).split("train").shards[1]
+    with pytest.raises(ShardError, match=r"train-000001\.tar: shard cannot be read: Input/output error"):
+        open_source(shards).sha256(shard)
+
+
+@pytest.mark.parametrize("tells_length", [True, False])
+def test_an_answer_is_never_longer_than_what_was_asked_for(served, server, tells_length):
+    dataset = ShardDataset(served, "train", Transform())
+    server.sends_all, server.tells_length = True, tells_length
+    server.files["train-000000.tar"] = bytes(2**23)
+    with pytest.raises(UserError, match=r"sends more than the \d+ bytes that were asked for; copy the shards"):
+        dataset[0]
+    server.sends_all, server.files["manifest.json"] = False, bytes(1000)
+    with pytest.raises(UserError, match=r"manifest\.json: has more than 99 bytes"):
+        source_remote.read_file(server.url, "manifest.json", 99)
+
+
+def test_a_cache_that_is_no_folder_means_ranges(served, tiny_shards, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DART_SHARD_CACHE", str(tmp_path / "file/cache"))
+    assert_same(read_train(served), read_train(tiny_shards))
+
+
 def test_a_server_without_ranges_is_one_sentence(served, server):
     server.knows_range = False
     with pytest.raises(UserError, match="the server does not know ranges, it sends whole files"):
@@ -170,6 +244,8 @@ def test_a_redirect_to_a_host_inside_is_refused(served, server, monkeypatch):
         ("s3://bucket/folder", "needs the library s3fs; install s3fs on every node"),
         ("gs://bucket/folder", "needs the library gcsfs"),
         ("http://example.com/folder", "not an address that data is read from"),
+        ("https://93.184.216.34/folder?token=abc", "has a query or fragment, which no folder has; leave credentials"),
+        ("s3://bucket/folder#abc", "has a query or fragment"),
         ("simplecache::https://example.com/x", "not an address that data is read from"),
     ],
 )
@@ -209,6 +285,52 @@ def test_another_manifest_or_index_than_the_published_one_is_refused(tiny_shards
     del server.files["manifest.json"]
     with pytest.raises(UserError, match=r"folder/manifest\.json: no such file"):
         fetch_dataset(options, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def write_description(server, change) -> PublishedShardsOptions:
+    """Manifest and index on the server as `change` leaves them, which names them as they are."""
+    manifest, index = (json.loads(server.files[name]) for name in ("manifest.json", "index.json"))
+    change(manifest, index)
+    server.files["index.json"] = json.dumps(index).encode()
+    manifest["index_sha256"] = hashlib.sha256(server.files["index.json"]).hexdigest()
+    server.files["manifest.json"] = data = json.dumps(manifest).encode()
+    sha256 = hashlib.sha256(data).hexdigest()
+    return PublishedShardsOptions(name="published-shards", url=server.url, manifest_sha256=sha256)
+
+
+def set_span(index, span) -> None:
+    index["shards"]["val-000000.tar"][2][1]["png"] = span
+
+
+DESCRIPTIONS = {
+    "no split": (lambda m, i: m["splits"].pop("val"), "splits: "),
+    "a split more": (lambda m, i: m["splits"].update(more=m["splits"]["val"]), "splits"),
+    "no number": (lambda m, i: m["splits"]["val"].update(num_samples="x"), r"splits\.val\.num_samples"),
+    "fewer samples": (lambda m, i: m["splits"]["val"].update(num_samples=4), "the counts of val contradict"),
+    "a name that climbs": (lambda m, i: m["splits"]["val"]["shards"][0].update(file=".."), "String should match"),
+    "a sum that is none": (lambda m, i: m["splits"]["val"]["shards"][0].update(sha256=".."), "String should match"),
+    "no such shard": (lambda m, i: i["shards"].pop("val-000000.tar"), r"index\.json: damaged"),
+    "a sample too few": (lambda m, i: i["shards"]["val-000000.tar"].pop(), "other numbers of samples of val"),
+    "no sums": (lambda m, i: i.pop("crc32"), r"index\.json: damaged"),
+    "a sum too few": (lambda m, i: i["crc32"]["val-000000.tar"].pop(), "other numbers of samples of val"),
+    "a list for names": (lambda m, i: i.update(shards=[]), r"index\.json: damaged"),
+    "behind the end": (lambda m, i: set_span(i, [1024, 10**13]), "a sample of val lies outside its shard"),
+    "behind all numbers": (lambda m, i: set_span(i, [1024, 10**30]), r"index\.json: damaged"),
+    "before the start": (lambda m, i: set_span(i, [-1024, 10]), "a sample of val"),
+    "nothing": (lambda m, i: set_span(i, None), r"index\.json: damaged"),
+    "a key that is none": (lambda m, i: i["shards"]["val-000000.tar"][0].__setitem__(0, 7), "a key of val is no name"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_description_that_cannot_be_ours_is_refused_before_anything_is_done_by_it(
+    name, tiny_shards, tmp_path, server
+):
+    change, sentence = DESCRIPTIONS[name]
+    published(tiny_shards, server)
+    with pytest.raises(UserError, match=sentence):
+        fetch_dataset(write_description(server, change), tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
 
 
@@ -267,6 +389,35 @@ def test_what_a_killed_download_left_is_removed(shards_of, tmp_path):
     cache = ShardCache(tmp_path / "c", second.num_bytes, {first.sha256, second.sha256})
     assert cache.open(second, partial(fill, second)) is not None
     assert [path.suffix for path in (tmp_path / "c").iterdir() if path.suffix != ".lock"] == [".tar"]
+
+
+def test_what_vanishes_while_room_is_made_is_passed_over(shards_of, tmp_path):
+    """Another process's download that has just failed; a link to nothing stands for it."""
+    (first, *_), fill = shards_of
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/gone.part").symlink_to("nothing")
+    assert ShardCache(tmp_path / "c", first.num_bytes).open(first, partial(fill, first)) is not None
+    assert not _remove_unused(tmp_path / "c/gone.part")
+
+
+def use_cache(folder: Path, shards: list, directory: Path, seed: int) -> int:
+    """Open shards in a random order in a cache that has room for two; how often it was in vain."""
+    cache, rng = ShardCache(folder, 2 * max(shard.num_bytes for shard in shards)), np.random.default_rng(seed)
+    missed = 0
+    for i in rng.integers(0, len(shards), 60):
+        file = cache.open(shards[i], lambda path, i=i: path.write_bytes((directory / shards[i].file).read_bytes()))
+        missed += file is None
+        if file is not None:
+            os.close(file)
+    return missed
+
+
+def test_many_processes_may_share_a_cache_that_is_too_small(tiny_shards, tmp_path):
+    shards = list(load_manifest(tiny_shards).split("train").shards)
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as processes:
+        work = [processes.submit(use_cache, tmp_path / "c", shards, tiny_shards, seed) for seed in range(4)]
+        assert sum(done.result() for done in work) < 240
+    assert sum(path.stat().st_size for path in (tmp_path / "c").iterdir()) <= 2 * max(s.num_bytes for s in shards)
 
 
 def test_a_failed_download_leaves_nothing(shards_of, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pipeline.data import video_folder
 from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.checking import CHECKED
 from pipeline.data.clips import ClipSampling, Views
@@ -230,6 +231,12 @@ def test_as_many_as_are_allowed_are_left_out_and_listed(folders, tmp_path):
     assert dict(manifest.dropped) == REASONS
     assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 2, "val": 2, "test": 4}
     assert load_manifest(tmp_path / "shards").dropped == manifest.dropped
+
+
+def test_a_clip_that_is_too_large_is_not_read(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_folder, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match=r"cannot be read \(\d+ bytes, more than 100 are not read\)"):
+        fetch_dataset(kinetics(folders), tmp_path / "raw")
 
 
 def test_only_some_are_named_and_all_are_counted(folders, tmp_path):
