@@ -20,6 +20,7 @@ from dart.tokenizer import DartTokenizer, check_budget
 
 NUM_BINS = 32  # of the histogram of grey values, from the image's darkest to its brightest
 TOKENS_PER_START_CELL = 4  # that the start grid aims at: on average every start cell is split once
+ROOM = 2  # finest cells for every token, at least
 SQUARE_WEIGHT = 4.0  # how much oblong start cells count against missing that aim, both as logarithms
 
 
@@ -87,12 +88,11 @@ def plan_quadtree(num_patches: int, num_rows: int | None = None, aspect: float =
 
 
 def count_levels(grid: StartGrid, num_patches: int, img_size: tuple[int, int], patch_size: int) -> int:
-    """L: cells are halved down to one patch, where a token shows all there is, and never less than leaves a choice.
+    """L: cells are halved down to one patch, where a token shows all there is, and until there are `ROOM` N of them.
 
-    A choice is one level more than N cells of one size would need.
+    With N finest cells and no more, there would be no choice of where to split.
     """
-    room = num_patches / (grid.rows * grid.cols)
-    needed = next(level for level in range(32) if 4**level >= room) + 1
+    needed = next(level for level in range(32) if grid.rows * grid.cols * 4**level >= ROOM * num_patches)
     side = min(img_size[0] / grid.rows, img_size[1] / grid.cols)
     useful = math.floor(math.log2(max(1.0, side / patch_size)) + 1e-9)
     return max(needed, useful) if grid.num_splits else 0
