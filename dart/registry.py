@@ -27,8 +27,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "swin": {variant: {"backbone": f"swin_{variant}_patch4_window7_224"} for variant in ("tiny", "small", "base")},
 }
 BACKBONES = tuple(VARIANTS)
-# Other adaptive ways to cut an image (dart.baselines). Their regions lie in no rows, which scans, painted pictures, warps
-# and clips rely on: they are for the transformers below, and for classes of images.
+# Other adaptive ways to cut an image (dart.baselines). Their regions lie in no rows, which scans, painted pictures,
+# warps and clips rely on: they are for the transformers below, and for classes of images.
 BASELINES = ("quadtree", "deformable")
 BASELINE_BACKBONES = ("vit", "deit")
 ROW_TOKENIZERS = ("dart", "uniform")

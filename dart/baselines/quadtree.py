@@ -62,7 +62,7 @@ def plan_quadtree(num_patches: int, num_rows: int | None = None, aspect: float =
     """Start cells for exactly N tokens: R K of them and S splits, N = R K + 3 S.
 
     Of all such grids with `num_rows` rows, or any, the one with the most nearly square cells, about N / 4 of them.
-    Every N has one: a square image's cells are square but where N = 3 k + 2 (or is 3 or 6), for which no square is left.
+    Every N has one. Of a square image the cells are square, but where N = 3 k + 2, or 3 or 6: no square fits there.
 
     Args:
         num_patches: N, at least 1.

@@ -73,9 +73,16 @@ class Panels(NamedTuple):
     caption: Caption | str = ""
 
 
-def draw_comparison(rows: Sequence[Panels], importance: str = "learned importance", panel_in: float = 2.6) -> Figure:
-    """Five panels a photograph: uniform grid, what it sees, the importance, DART's regions, what DART sees."""
-    titles = ["uniform grid", "what uniform sees", importance, "DART's regions", "what DART sees"]
+def draw_comparison(
+    rows: Sequence[Panels], importance: str = "learned importance", panel_in: float = 2.6, who: str = "DART"
+) -> Figure:
+    """Five panels a photograph: uniform grid, what it sees, the importance, DART's regions, what DART sees.
+
+    `who` is whose regions are shown, if not DART's.
+    """
+    titles = ["uniform grid", "what uniform sees", importance, f"regions of {who}", f"what {who} sees"]
+    if who == "DART":
+        titles[3] = "DART's regions"
     aspects = [min(MAX_ASPECT, row.image.shape[-2] / row.image.shape[-1]) for row in rows]
     figure, axes = panel_grid(titles, len(rows), panel_in, aspects)
     for ax, row in zip(axes, rows, strict=True):
@@ -182,7 +189,13 @@ def mosaic(image: Array, regions: Array, patches: Array, color: str = DART_COLOR
 
 
 def tokens_per_row(regions: Array) -> list[int]:
-    """How many of the regions (N, 4), in reading order, lie in each row: a row starts at the left edge."""
+    """How many of the regions (N, 4), in reading order, lie in each row: a row starts at the left edge.
+
+    Regions that lie in no rows, as those of a quadtree, are counted off in rows of equal length.
+    """
+    if (np.diff(regions[:, 1]) < -1e-3).any():
+        length = int(np.ceil(np.sqrt(len(regions))))
+        return [len(part) for part in np.split(regions, range(length, len(regions), length))]
     starts = np.flatnonzero(np.r_[True, regions[1:, 0] < regions[:-1, 2] - 1e-3])
     return [int(count) for count in np.diff(np.r_[starts, len(regions)])]
 

@@ -22,7 +22,16 @@ from dart.models.state_space import StateSpaceModel
 from dart.models.videomamba import VideoMamba
 from dart.models.vim import VisionMamba
 from dart.models.vit import RegionVisionTransformer
-from dart.registry import BUDGETS, CLASSIFIERS, DART_ONLY, SEGMENTERS, VARIANTS, model_name, tokenizers_of, unread_options
+from dart.registry import (
+    BUDGETS,
+    CLASSIFIERS,
+    DART_ONLY,
+    SEGMENTERS,
+    VARIANTS,
+    model_name,
+    tokenizers_of,
+    unread_options,
+)
 
 CLASSES: dict[str, type[RegionVisionTransformer | StateSpaceModel]] = {
     "vit": RegionVisionTransformer,

@@ -47,7 +47,7 @@ def build_tokenizer(
     num_rows: int | None = None,
     **regions: Any,
 ) -> Any:
-    """A `DartTokenizer`, one of `dart.baselines` or `dart.video`, or of `dart.paper`, which need torchvision's networks.
+    """A `DartTokenizer`, or one of `dart.baselines`, `dart.video` or `dart.paper`, which need torchvision's networks.
 
     Args:
         embed_dim: D.

@@ -39,7 +39,7 @@ def draw_importance(grid: StartGrid, num_levels: int, batch: int = 3, seed: int 
 
 
 def split_by_threshold(importance: list[torch.Tensor], image: int, threshold: float) -> list[tuple[int, int]]:
-    """APT's rule, cell by cell: leaves (level, node) of the tree that is split wherever a cell exceeds the threshold."""
+    """APT's rule, cell by cell: the leaves (level, node) of the tree split wherever a cell exceeds the threshold."""
     leaves, waiting = [], [(0, node) for node in range(importance[0].shape[1])]
     while waiting:
         level, node = waiting.pop()

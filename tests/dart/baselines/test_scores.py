@@ -1,4 +1,4 @@
-"""Theorems of the control scores: constant is the uniform grid, random is a function of the picture, gradient of edges."""
+"""Theorems of the control scores: constant is the uniform grid, random is of the picture alone, gradient of edges."""
 
 import pytest
 import timm
@@ -121,7 +121,7 @@ def test_any_size_has_the_grid_of_the_learned_scorers(name, size):
 
 
 def test_what_a_control_does_not_have_is_one_sentence():
-    with pytest.raises(ValueError, match="scorer = 'random': has no published weights, .*; leave them out"):
+    with pytest.raises(ValueError, match=r"scorer = 'random': has no published weights, .*; leave them out"):
         build_scorer("random", 3, pretrained=True)
     with pytest.raises(ValueError, match="scorer = 'gradient': a control that scores images"):
         build_video_scorer("gradient", 3)
