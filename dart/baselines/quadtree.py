@@ -52,7 +52,7 @@ class QuadtreeTokenizer(DartTokenizer):
         num_levels = count_levels(grid, num_patches, size, self.patch_size[0])
         entropies = cell_entropies(images, grid, num_levels)
         regions = quadtree_regions(entropies, grid, size)
-        finest = entropies[-1].gather(1, z_order(grid, num_levels, images.device).flatten().expand(len(images), -1))
+        finest = entropies[-1].index_select(1, z_order(grid, num_levels, images.device).flatten())
         finest = finest.unflatten(1, (grid.rows << num_levels, grid.cols << num_levels))
         shares = finest + 1e-6  # a blank image has none
         return finest, shares / shares.sum((1, 2), keepdim=True), regions
@@ -118,7 +118,8 @@ def cell_entropies(images: Tensor, grid: StartGrid, num_levels: int) -> list[Ten
         (2 * torch.arange(side, device=images.device) + 1) * cells // (2 * side)
         for side, cells in zip((height, width), cell.shape, strict=True)
     )
-    index = cell[rows[:, None], cols].flatten() * NUM_BINS + bins  # (B, H * W)
+    own = cell.index_select(0, rows).index_select(1, cols).flatten()  # every pixel's cell (H * W,)
+    index = own * NUM_BINS + bins
     counts = index.new_zeros(batch, cell.numel() * NUM_BINS).scatter_add_(1, index, torch.ones_like(index))
     counts = counts.view(batch, -1, NUM_BINS)
     num = torch.arange(height * width + 1, device=images.device, dtype=grey.dtype)
@@ -160,7 +161,7 @@ def quadtree_regions(importance: Sequence[Tensor], grid: StartGrid, img_size: tu
     order = torch.where(leaves, torch.cat(first), 1 << 62).argsort(1)
     num_patches = grid.rows * grid.cols + 3 * grid.num_splits
     boxes = torch.cat([cell_boxes(grid, level, img_size, device, dtype) for level in range(num_levels + 1)])
-    return boxes[order[:, :num_patches]]
+    return boxes.index_select(0, order[:, :num_patches].flatten()).view(batch, num_patches, 4)
 
 
 def cell_boxes(
@@ -173,7 +174,7 @@ def cell_boxes(
     )
     shape = (len(y) - 1, len(x) - 1)
     sides = (x[:-1].expand(shape), y[:-1, None].expand(shape), x[1:].expand(shape), y[1:, None].expand(shape))
-    return torch.stack(sides, -1).flatten(0, 1)[z_order(grid, level, device).flatten().argsort()]
+    return torch.stack(sides, -1).flatten(0, 1).index_select(0, z_order(grid, level, device).flatten().argsort())
 
 
 def z_order(grid: StartGrid, level: int, device: torch.device) -> Tensor:
@@ -189,7 +190,7 @@ def z_order(grid: StartGrid, level: int, device: torch.device) -> Tensor:
 def _entropy(counts: Tensor, log: Tensor, num_log: Tensor) -> Tensor:
     """Whole counts (B, cells, bins) -> bits (B, cells), 0 for no pixels; by tables of log2 n and n log2 n."""
     num = counts.sum(2)
-    return (log[num] - num_log[counts].sum(2) / num.clamp(min=1)).clamp(min=0)
+    return (log.take(num) - num_log.take(counts).sum(2) / num.clamp(min=1)).clamp(min=0)
 
 
 def _row_counts(num_patches: int, num_rows: int | None, aspect: float) -> range:
