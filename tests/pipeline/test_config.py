@@ -124,10 +124,7 @@ def problems(folder: Path, changes: dict) -> list[str]:
         ({"tokenizer/scorer": "gradients"}, "tokenizer.scorer = 'gradients': unknown; did you mean 'gradient'?"),
         ({"tokenizer/name": "quadtrees"}, "tokenizer.name = 'quadtrees': unknown; did you mean 'quadtree'?"),
         (
-            {
-                "model/backbone": "vim",
-                "experiments/tree": {"tokenizer": {"name": "quadtree"}, "model": {"variant": "nano"}},
-            },
+            {"experiments/tree": {"tokenizer": {"name": "quadtree"}, "model": {"backbone": "vim", "variant": "nano"}}},
             "experiments.tree.tokenizer.name = 'quadtree': not of backbone vim; known: dart, uniform",
         ),
         (

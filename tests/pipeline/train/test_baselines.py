@@ -1,4 +1,4 @@
-"""Controls and baselines are trained by the same loop, to the same bits after a death, and stored so as to come back."""
+"""Controls and baselines are trained by the same loop, to the same bits after a death, and are read back."""
 
 from pathlib import Path
 
