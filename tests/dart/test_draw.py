@@ -91,5 +91,5 @@ def test_regions_in_no_rows_are_shown_where_they_are():
     figure = Figure()
     ax, image = figure.subplots(), np.zeros((1, 8, 8), dtype=np.float32)
     show_mosaic(ax, image, tree, np.linspace(0, 1, 3 * 4, dtype=np.float32).reshape(3, 1, 2, 2))
-    assert [shown.get_extent() for shown in ax.images] == [(0, 4, 4, 0), (0, 4, 8, 4), (4, 8, 8, 0)]
+    assert [tuple(shown.get_extent()) for shown in ax.images] == [(0, 4, 4, 0), (0, 4, 8, 4), (4, 8, 8, 0)]
     assert (ax.get_xlim(), ax.get_ylim()) == ((0, 8), (8, 0))
