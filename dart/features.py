@@ -14,6 +14,8 @@ from timm.models import adapt_input_conv, get_pretrained_cfg_value
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dart.registry import CONTROL_SCORERS
+
 # The paper's score networks (arXiv 2506.10390, table of scoring networks), by the names of `dart.registry.SCORERS`.
 TIMM_NAMES = {
     "mobilenetv3_small": "mobilenetv3_small_100",
@@ -26,7 +28,7 @@ TORCHVISION_NAMES = {
     "mnasnet_050": ("mnasnet0_5", "layers", 1280),
     "squeezenet1_1": ("squeezenet1_1", "features", 512),
 }
-NAMES = ("conv", *TIMM_NAMES, *TORCHVISION_NAMES)
+NAMES = ("conv", *TIMM_NAMES, *TORCHVISION_NAMES, *CONTROL_SCORERS)
 
 
 class Features(NamedTuple):

@@ -27,7 +27,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "swin": {variant: {"backbone": f"swin_{variant}_patch4_window7_224"} for variant in ("tiny", "small", "base")},
 }
 BACKBONES = tuple(VARIANTS)
-TOKENIZERS = ("dart", "uniform")
+# Other adaptive ways to cut an image (dart.baselines). Their regions lie in no rows, which scans, painted pictures,
+# warps and clips rely on: they are for the transformers below, and for classes of images.
+BASELINES = ("quadtree", "deformable")
+BASELINE_BACKBONES = ("vit", "deit")
+ROW_TOKENIZERS = ("dart", "uniform")
+TOKENIZERS = (*ROW_TOKENIZERS, *BASELINES)
 # What makes a class for every pixel out of a backbone's features, and of which backbones'. "segmenter" paints tokens on
 # their regions (dart.models.segmenter), "upernet" reads the warped image's feature maps (dart.models.warped).
 SEGMENTERS = {"segmenter": ("vit", "deit"), "upernet": ("swin",)}
@@ -37,18 +42,27 @@ CLASSIFIERS = tuple(
 )  # without a head's name
 # The paper's token budgets; a model is registered for each of them.
 BUDGETS = (121, 144, 196, 288, 392)
-SCORERS = ("conv", "mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0")
+# Controls that have learned nothing, and have no parameters (dart.baselines.scores).
+CONTROL_SCORERS = ("constant", "random", "gradient")
+SCORERS = (
+    *("conv", "mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0"),
+    *CONTROL_SCORERS,
+)
 # The authors' score networks, for paper mode; v1 and v2 are their two heads.
 PAPER_SCORERS = tuple(
     f"{features}_v{head}"
     for features in ("mobilenetv3_small", "mobilenetv3_large", "efficientnet_b0")
     for head in (1, 2)
 )
+# Scorers of our own, which have no published weights and no size of their input.
+PLAIN_SCORERS = ("conv", *CONTROL_SCORERS)
 # Options that only the DART tokenizer reads: they are no part of another model's identity.
 DART_ONLY = (
     *("scorer", "pretrained_scorer", "frozen_scorer", "score_input", "scorer_stage", "scorer_norm"),
     *("score_floor", "score_blur", "row_weight"),
 )
+# And those that the others do not read besides.
+UNREAD = {"quadtree": ("partition",)}
 PARTITIONS = ("flow", "grid")
 ROW_WEIGHTS = ("mass", "density")
 SAMPLINGS = ("area", "point")
@@ -61,3 +75,18 @@ WEIGHTS_METADATA = "dart"
 def model_name(tokenizer: str, backbone: str, variant: str, head: str | None = None) -> str:
     """The name under which timm knows a model, for example `dart_vit_micro` or `dart_vit_micro_segmenter`."""
     return "_".join((tokenizer, backbone, variant) + ((head,) if head else ()))
+
+
+def unread_options(tokenizer: str) -> tuple[str, ...]:
+    """The options of a tokenizer that this one does not read."""
+    return () if tokenizer == "dart" else (*DART_ONLY, *UNREAD.get(tokenizer, ()))
+
+
+def tokenizers_of(backbone: str, head: str | None = None) -> tuple[str, ...]:
+    """The tokenizers that a backbone with this head has."""
+    return TOKENIZERS if head is None and backbone in BASELINE_BACKBONES else ROW_TOKENIZERS
+
+
+def learns_regions(tokenizer: str, scorer: str | None) -> bool:
+    """Whether anything is trained that decides on regions."""
+    return tokenizer == "deformable" or (tokenizer == "dart" and scorer not in CONTROL_SCORERS)

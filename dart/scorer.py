@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dart.baselines.scores import CONTROLS
 from dart.features import Features, batch_to_group_norm, build_features, has_running_statistics
 from dart.partition import geometry_dtype
+from dart.registry import PLAIN_SCORERS
 
 SCORE_INPUT_PX = 224  # what the paper's figures are counted with, and what the pretrained weights were made for
 STRIDE_PX = 32  # of the deepest stage of most feature extractors
@@ -156,8 +158,9 @@ def build_scorer(
 
     Args:
         name: "conv" (reads the image as it is; has none of the options below), one of the paper's
-            ("mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0"), or
-            "timm/NAME" for any network that timm can take features from, such as "timm/resnet18".
+            ("mobilenetv3_small", "mobilenetv3_large", "mnasnet_050", "squeezenet1_1", "efficientnet_b0"),
+            "timm/NAME" for any network that timm can take features from, such as "timm/resnet18", or a control that
+            learns nothing and has no options either ("constant", "random", "gradient": `dart.baselines.scores`).
         in_chans: C.
         pretrained: Start from the network's published ImageNet weights. They expect images normalised as theirs were.
         frozen: No training of the features; None: frozen if pretrained.
@@ -170,10 +173,11 @@ def build_scorer(
     Raises:
         ValueError: An unknown name, stage or size; weights that cannot be had.
     """
-    if name == "conv":
+    if name in PLAIN_SCORERS:
         if pretrained or frozen or stage is not None:
-            raise ValueError("scorer = 'conv': has no published weights, to freeze or not, and no stages; train it")
-        return ConvScorer(in_chans)
+            remedy = "train it" if name == "conv" else "leave them out"
+            raise ValueError(f"scorer = {name!r}: has no published weights, to freeze or not, and no stages; {remedy}")
+        return ConvScorer(in_chans) if name == "conv" else CONTROLS[name]()
     if score_input is not None and (score_input < STRIDE_PX or score_input % STRIDE_PX):
         raise ValueError(f"score_input = {score_input}: must be a multiple of {STRIDE_PX} px; try {SCORE_INPUT_PX}")
     if norm not in (None, "batch", "group"):

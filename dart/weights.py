@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import dart.models  # noqa: F401 (registers the models with timm)
 from dart.official import compare, convert, read_checkpoint
-from dart.registry import SCORERS, WEIGHTS_METADATA
+from dart.registry import CONTROL_SCORERS, SCORERS, WEIGHTS_METADATA
 from dart.scorer import build_scorer
 from dart.video import build_video_scorer
 
@@ -137,7 +137,8 @@ def _infer_scorer(entries: dict[str, torch.Size], in_chans: int, make: Callable[
     """The scorer with exactly these entries, of those that `make` builds, as keyword arguments of a model."""
     # Batch norms have running statistics; features that were trained from scratch have group norms.
     frozen = any(name.endswith("running_mean") for name in entries)
-    for name in SCORERS if entries else ():
+    known = [name for name in SCORERS if name not in CONTROL_SCORERS] if entries else []  # those have no weights
+    for name in known:
         options: dict[str, Any] = {} if name == "conv" else {"frozen": frozen}
         with torch.device("meta"):  # names and shapes are all that is asked for
             state = make(name, in_chans, **options).state_dict()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dart.models  # noqa: F401 (registers the models with timm)
-from dart.draw.model import GradientScorer
+from dart.baselines.scores import GradientScores
 from dart.kernels import sample_regions
 from dart.paper.geometry import (
     average_rows,
@@ -76,7 +76,7 @@ def masses_of(regions: Tensor, density: Tensor) -> Tensor:
 
 def density_of(image: Tensor, floor: float = 0.3) -> Tensor:
     """The gradient control's density of (3, H, W) on the GRID: (1, GRID, GRID)."""
-    return invariant_density(GradientScorer(log=True)(image[None], (GRID, GRID)), floor, 0)
+    return invariant_density(GradientScores()(image[None], (GRID, GRID)), floor, 0)
 
 
 def paper_tokenizer() -> Any:

@@ -19,7 +19,7 @@ from pipeline.clip_rules import ViewsConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import ConfigError, UserError, problem, unknown_name
 from pipeline.mask_rules import TestMasksConfig, head_problems
-from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig
+from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig, tokenizer_problems
 from pipeline.placement import Placement, Tracking
 from pipeline.recipe import TrainConfig
 from pipeline.schema import Budgets, Seed, Strict
@@ -108,7 +108,7 @@ class Trial(Strict):
 
     def architecture(self) -> dict[str, Any]:
         """What cost and speed depend on: the model and the tokenizer, not the training."""
-        unread = set() if self.tokenizer.name == "dart" else {*registry.DART_ONLY, "mode"}
+        unread = set() if self.tokenizer.name == "dart" else {*registry.unread_options(self.tokenizer.name), "mode"}
         unread |= {key for key in (*INVARIANT_ONLY, *SCORER_KEYS) if getattr(self.tokenizer, key) is None}
         tokenizer = self.tokenizer.model_dump(mode="json", exclude=unread)
         unsaid = {key for key in ("num_frames", "head", "pretrained") if getattr(self.model, key) is None}
@@ -119,7 +119,8 @@ class Trial(Strict):
         pinned: dict[str, Any] = {} if self.num_workers is None else {"num_workers": self.num_workers}
         if self.init_from is not None:
             pinned["init_from"] = self.init_from.science()
-        unread = set() if self.tokenizer.name == "dart" else {"scorer_lr_scale"}
+        learns = registry.learns_regions(self.tokenizer.name, self.tokenizer.scorer)
+        unread = set() if learns else {"scorer_lr_scale"}
         unread |= {key for key in ("clips", "masks", "token_budgets", "divergence") if getattr(self.train, key) is None}
         train = self.train.model_dump(mode="json", exclude=unread)
         return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
@@ -204,7 +205,7 @@ def check_trial(trial: Trial, where: str) -> list[str]:
     if trial.num_workers:
         key, paired = f"{where}train.global_batch_size", train.mixing is not None
         problems += indivisible_batch(key, train.global_batch_size, trial.num_workers, paired)
-    return problems + head_problems(trial, where)
+    return problems + head_problems(trial, where) + tokenizer_problems(trial, where)
 
 
 def indivisible_batch(where: str, global_batch_size: int, world_size: int, paired: bool = False) -> list[str]:

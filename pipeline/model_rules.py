@@ -1,6 +1,6 @@
 """What a model is: the sections `model` and `tokenizer` of a suite."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,9 @@ from dart import registry
 from pipeline.errors import problem
 from pipeline.mask_rules import WARP_UNREAD
 from pipeline.schema import MISSING, Strict, inconsistent, one_of, several
+
+if TYPE_CHECKING:
+    from pipeline.config import Trial
 
 # What paper mode has no choice of: the authors' model is what it is.
 INVARIANT_ONLY = ("partition", "row_weight", "score_floor", "score_blur", "sampling", "pos_embed")
@@ -40,7 +43,7 @@ class TokenizerConfig(Strict):
     """How an image is cut into tokens; `dart.tokenizer` and `dart.scorer` explain each key.
 
     A key is null, or left out, exactly where it has no meaning: most of them in paper mode, `SCORER_KEYS` beside the
-    scorer "conv", `WARP_UNREAD` before the head "upernet".
+    scorer "conv" and the controls, `WARP_UNREAD` before the head "upernet".
     """
 
     name: Annotated[str, one_of(registry.TOKENIZERS)]
@@ -71,9 +74,9 @@ class TokenizerConfig(Strict):
         return self
 
     def _scorer_problems(self) -> list[str]:
-        paper, conv = self.mode == "paper", self.scorer == "conv"
-        unread = [*(INVARIANT_ONLY if paper else ()), *(SCORER_KEYS if conv else ("frozen_scorer",) if paper else ())]
-        where = "paper mode has no such choice" if paper else "the scorer 'conv' has no such choice"
+        paper, plain = self.mode == "paper", self.scorer in registry.PLAIN_SCORERS
+        unread = [*(INVARIANT_ONLY if paper else ()), *(SCORER_KEYS if plain else ("frozen_scorer",) if paper else ())]
+        where = "paper mode has no such choice" if paper else f"the scorer {self.scorer!r} has no such choice"
         problems = []
         for key in (*INVARIANT_ONLY, *SCORER_KEYS):
             value = getattr(self, key)
@@ -84,7 +87,7 @@ class TokenizerConfig(Strict):
         if (self.scorer in registry.PAPER_SCORERS) != paper:
             known = registry.PAPER_SCORERS if paper else (*registry.SCORERS, "timm/NAME")
             problems.append(problem("scorer", self.scorer, f"not of mode {self.mode}", f"known: {', '.join(known)}"))
-        elif not conv:
+        elif not plain:
             problems += self._score_input_problems()
         return problems
 
@@ -95,3 +98,13 @@ class TokenizerConfig(Strict):
         if self.mode == "invariant" and (value == "full" or (isinstance(value, int) and value % 32)):
             return [problem("score_input", value, "must be a multiple of 32 pixels", "try 224")]
         return []
+
+
+def tokenizer_problems(trial: "Trial", where: str) -> list[str]:
+    """A tokenizer that the backbone, or its head, does not have."""
+    model, name = trial.model, trial.tokenizer.name
+    known = registry.tokenizers_of(model.backbone, model.head)
+    if name in known:
+        return []
+    rule = f"not of backbone {model.backbone}" if model.head is None else f"not of the head {model.head!r}"
+    return [problem(f"{where}tokenizer.name", name, rule, f"known: {', '.join(known)}")]

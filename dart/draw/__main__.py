@@ -14,12 +14,9 @@ FORMATS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 DPI = 200  # 520 px to a panel: two for each pixel that a model of 196 tokens sees
 MAX_TOKENS = 4096  # more cannot be told apart in a picture
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 2048
-TITLES = {
-    "trained": "learned importance",
-    "untrained": "importance (untrained)",
-    "gradient": "gradient strength (not learned)",
-}
+LEARNED = {True: "learned importance", False: "importance (untrained)"}
 UNTRAINED = "no checkpoint: the scorer is untrained, {}; add --checkpoint FILE, or --scores gradient as a control"
+UNMOVED = "no checkpoint: deformable patches are untrained, so the regions are the uniform grid; add --checkpoint FILE"
 INVARIANT_UNTRAINED = "so the regions are the uniform grid"
 PAPER_UNTRAINED = "so the importance is that of random weights"
 # Options that are keyword arguments of the model, where given.
@@ -53,7 +50,9 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photographs, in any format that Pillow reads")
-    add("--model", metavar="NAME", help="a DART model, such as dart_deit_small; needless if the checkpoint says it")
+    add("--model", metavar="NAME",
+        help="a DART model, such as dart_deit_small, or of a baseline, such as quadtree_deit_small; needless if the "
+        "checkpoint says it")  # fmt: skip
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights: .safetensors, or the authors' .pth")
     add("--uniform-checkpoint", type=Path, metavar="FILE", help="weights of a uniform model, to caption its panel too")
     add("--scores", choices=["model", "gradient"], default="model",
@@ -106,7 +105,7 @@ def draw_photographs(options: argparse.Namespace) -> None:
     model = draw_model.load_dart(options.model, options.checkpoint, kwargs, options.scores)
     uniform = draw_model.load_uniform(options.uniform_checkpoint, options.token_budget)
     tokenizer: Any = model.patch_embed
-    trained, paper = options.checkpoint is not None, draw_model.is_paper(model)
+    trained, paper, who = options.checkpoint is not None, draw_model.is_paper(model), draw_model.says_of(model)
     if paper and options.aspect == "keep":
         raise ValueError("--aspect keep: a model of paper mode reads squares only; leave it out, or use another mode")
     aspect = options.aspect or ("crop" if paper else "keep")
@@ -119,14 +118,16 @@ def draw_photographs(options: argparse.Namespace) -> None:
             raise ValueError(f"{path}: {error}") from error
         panels = draw_model.look(model, pixels, path.stem, uniform)
         if trained:
-            panels = panels._replace(caption=draw_model.answer(model, pixels, class_names, "DART"))
+            panels = panels._replace(caption=draw_model.answer(model, pixels, class_names, who))
         if uniform is not None:
             panels = panels._replace(uniform_caption=draw_model.answer(uniform, pixels, class_names, "uniform"))
         rows.append(panels)
-    if not trained and options.scores == "model":
+    control = draw_model.not_learned(model)
+    if not trained and control is None:
         print(UNTRAINED.format(PAPER_UNTRAINED if paper else INVARIANT_UNTRAINED), file=sys.stderr)
-    importance = TITLES["gradient" if options.scores == "gradient" else "trained" if trained else "untrained"]
-    draw.draw_comparison(rows, importance).savefig(options.out, dpi=DPI)
+    elif not trained and who == "deformable patches":
+        print(UNMOVED, file=sys.stderr)
+    draw.draw_comparison(rows, control or LEARNED[trained], who=who).savefig(options.out, dpi=DPI)
     print(f"{options.out}: {len(rows)} photograph{'s'[: len(rows) > 1]}, {len(rows[0].regions)} regions each")
 
 

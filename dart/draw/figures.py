@@ -73,9 +73,16 @@ class Panels(NamedTuple):
     caption: Caption | str = ""
 
 
-def draw_comparison(rows: Sequence[Panels], importance: str = "learned importance", panel_in: float = 2.6) -> Figure:
-    """Five panels a photograph: uniform grid, what it sees, the importance, DART's regions, what DART sees."""
-    titles = ["uniform grid", "what uniform sees", importance, "DART's regions", "what DART sees"]
+def draw_comparison(
+    rows: Sequence[Panels], importance: str = "learned importance", panel_in: float = 2.6, who: str = "DART"
+) -> Figure:
+    """Five panels a photograph: uniform grid, what it sees, the importance, DART's regions, what DART sees.
+
+    `who` is whose regions are shown, if not DART's.
+    """
+    titles = ["uniform grid", "what uniform sees", importance, f"regions of {who}", f"what {who} sees"]
+    if who == "DART":
+        titles[3] = "DART's regions"
     aspects = [min(MAX_ASPECT, row.image.shape[-2] / row.image.shape[-1]) for row in rows]
     figure, axes = panel_grid(titles, len(rows), panel_in, aspects)
     for ax, row in zip(axes, rows, strict=True):
@@ -149,8 +156,12 @@ def show_regions(ax: Axes, image: Array, regions: Array, color: str = DART_COLOR
 def show_mosaic(ax: Axes, image: Array, regions: Array, patches: Array, color: str = DART_COLOR) -> None:
     """Every token's patch (N, C, P, P) at the same size, in rows as in the image, with coloured gaps between.
 
-    The image gives the range of values, so that a patch is as bright as the place it was read from.
+    The image gives the range of values, so that a patch is as bright as the place it was read from. Regions that lie
+    in no rows are shown where they are, each at the pixels that the model receives, later ones above earlier ones.
     """
+    if not in_rows(regions):
+        _show_in_place(ax, image, regions, patches, color)
+        return
     # Nearest when pixels are large; where they are not, nearest would make some gaps twice as wide as others.
     ax.imshow(mosaic(image, regions, patches, color), interpolation="auto")
 
@@ -187,6 +198,11 @@ def tokens_per_row(regions: Array) -> list[int]:
     return [int(count) for count in np.diff(np.r_[starts, len(regions)])]
 
 
+def in_rows(regions: Array) -> bool:
+    """Whether regions (N, 4) come row by row; those of a quadtree, or of patches that moved, do not."""
+    return not (np.diff(regions[:, 1]) < -1e-3).any()
+
+
 def outlines(regions: Array) -> Array:
     """The four corners of each region (N, 4), closed: (N, 5, 2) as x, y."""
     x0, y0, x1, y1 = np.moveaxis(regions, -1, 0)
@@ -205,6 +221,15 @@ def as_array(values: Any) -> Array:
     """A float32 array from an array or from a tensor on any device, with or without a gradient."""
     values = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
     return np.asarray(values, dtype=np.float32)
+
+
+def _show_in_place(ax: Axes, image: Array, regions: Array, patches: Array, color: str) -> None:
+    """Patches (N, C, P, P) stretched over their regions (N, 4); places that none covers are white."""
+    for patch, (x0, y0, x1, y1) in zip(patches, regions, strict=True):
+        shown = _displayed(patch, image)
+        ax.imshow(shown, extent=(x0, x1, y1, y0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.add_collection(LineCollection(list(outlines(regions)), colors=color, linewidths=0.5))
+    ax.set(xlim=(0, image.shape[-1]), ylim=(image.shape[-2], 0))
 
 
 def _displayed(pixels: Array, image: Array) -> Array:

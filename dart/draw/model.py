@@ -12,16 +12,26 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dart.baselines.deformable import DeformableTokenizer
+from dart.baselines.quadtree import QuadtreeTokenizer
+from dart.baselines.scores import ConstantScores, GradientScores, RandomScores
 from dart.draw.figures import Caption, Panels
 from dart.kernels import sample_regions
 from dart.paper import PaperTokenizer
 from dart.partition import uniform_regions
-from dart.registry import HEADS
+from dart.registry import BASELINES, HEADS
 from dart.weights import build_model, check_name, read_weights
 
-SCORE_CELL_PX = 16
+SCORE_CELL_PX = 16  # of gradient scores as drawn, finer than what models are trained with
+# What a density shows that no model has learned, by the part that makes it.
+NOT_LEARNED = {
+    QuadtreeTokenizer: "entropy (not learned)",
+    DeformableTokenizer: "no importance",
+    ConstantScores: "constant scores",
+    RandomScores: "random scores (not learned)",
+    GradientScores: "gradient strength (not learned)",
+}
 
 
 class Seen(NamedTuple):
@@ -32,46 +42,42 @@ class Seen(NamedTuple):
     patches: Tensor
 
 
-class GradientScorer(nn.Module):
-    """A control that has learned nothing: a cell's score is how strongly its brightness changes.
-
-    Args:
-        log: Scores are logarithms, for the softmax of `dart.scorer.scores_to_density`; else positive, as paper mode
-            has them. Either way the density is proportional to the root of the mean squared gradient of each cell.
-    """
-
-    def __init__(self, log: bool) -> None:
-        super().__init__()
-        self.log = log
-
-    def forward(self, images: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, G_h, G_w), one score per `SCORE_CELL_PX` pixels, or on the given grid."""
-        height, width = images.shape[-2:]
-        grid = grid_size or (max(1, height // SCORE_CELL_PX), max(1, width // SCORE_CELL_PX))
-        grey = images.mean(1, keepdim=True)
-        right, down = F.pad(grey.diff(dim=-1), (0, 1)), F.pad(grey.diff(dim=-2), (0, 0, 0, 1))
-        strength = F.adaptive_avg_pool2d(right**2 + down**2, grid).sqrt()[:, 0]
-        # A constant image has no gradient anywhere: then all cells are equal.
-        share = strength + 0.02 * strength.mean((1, 2), keepdim=True) + 1e-6
-        return share.log() if self.log else share
-
-
 def load_dart(model_name: str | None, checkpoint: Path | None, options: dict[str, Any], scores: str) -> nn.Module:
-    """The DART model to look at, its scorer replaced by `GradientScorer` where `scores` is "gradient".
+    """The model to look at, of DART or a baseline; DART's scorer is replaced where `scores` is "gradient".
 
     Raises:
-        ValueError: as `dart.weights.build_model`, and for models that have no DART tokenizer, that read clips, or give
+        ValueError: as `dart.weights.build_model`, and for models that have no such tokenizer, that read clips, or give
             every pixel a class.
     """
-    if model_name is not None:
-        _check_name(model_name, "dart")
     weights = None if checkpoint is None else read_weights(checkpoint, model_name)
-    if weights is not None and weights.model_name is not None:
-        _check_name(weights.model_name, "dart")
+    for name in (model_name, weights.model_name if weights else None):
+        if name is not None:
+            _check_name(name, family_of(name))
+            if scores == "gradient" and family_of(name) != "dart":
+                raise ValueError(f"--scores gradient: only of DART models, not of {name}; leave it out")
     model: Any = _check_reads_images(build_model(model_name, weights, options))
     if scores == "gradient":
-        model.patch_embed.scorer = GradientScorer(log=not is_paper(model))
+        model.patch_embed.scorer = GradientScores(SCORE_CELL_PX, log=not is_paper(model))
     return model
+
+
+def family_of(model_name: str) -> str:
+    """The baseline that a name begins with, or "dart", which every other name should."""
+    return next((name for name in BASELINES if model_name.startswith(f"{name}_")), "dart")
+
+
+def says_of(model: nn.Module) -> str:
+    """Whose regions a model's are, in a picture's titles."""
+    tokenizer = model.patch_embed
+    who = {QuadtreeTokenizer: "the quadtree", DeformableTokenizer: "deformable patches"}
+    return next((name for kind, name in who.items() if isinstance(tokenizer, kind)), "DART")
+
+
+def not_learned(model: nn.Module) -> str | None:
+    """What the density of a model shows that has learned none; None for DART's learned importance."""
+    tokenizer: Any = model.patch_embed
+    parts = (tokenizer, tokenizer.scorer)
+    return next((title for kind, title in NOT_LEARNED.items() if any(isinstance(p, kind) for p in parts)), None)
 
 
 def load_uniform(checkpoint: Path | None, token_budget: int | None) -> nn.Module | None:

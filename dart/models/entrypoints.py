@@ -1,13 +1,14 @@
 """The models that timm knows by name.
 
 `{dart,uniform}_vit_{nano,micro}` for small images, `{dart,uniform}_deit_{tiny,small,base}` at 448 px with 196 tokens,
-and `..._121`, `_144`, `_288`, `_392` for the paper's other budgets.
+and `..._121`, `_144`, `_288`, `_392` for the paper's other budgets; `{quadtree,deformable}_{vit,deit}_*` likewise.
 `{dart,uniform}_vim_{nano,tiny,small}` and `{dart,uniform}_videomamba_{nano,tiny}` likewise, any budget by its option,
 and the published `vim_{tiny,small}` and `videomamba_tiny` on patches; `num_frames` makes a VideoMamba one of clips.
 A class for every pixel: `{dart,uniform}_{vit_*,deit_*}_segmenter`, and `{dart,uniform}_swin_{tiny,small,base}_upernet`
 at 512 px as 1024 cells, which need segmentation-models-pytorch.
 """
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import timm
@@ -21,7 +22,16 @@ from dart.models.state_space import StateSpaceModel
 from dart.models.videomamba import VideoMamba
 from dart.models.vim import VisionMamba
 from dart.models.vit import RegionVisionTransformer
-from dart.registry import BUDGETS, CLASSIFIERS, DART_ONLY, SEGMENTERS, TOKENIZERS, VARIANTS, model_name
+from dart.registry import (
+    BUDGETS,
+    CLASSIFIERS,
+    DART_ONLY,
+    SEGMENTERS,
+    VARIANTS,
+    model_name,
+    tokenizers_of,
+    unread_options,
+)
 
 CLASSES: dict[str, type[RegionVisionTransformer | StateSpaceModel]] = {
     "vit": RegionVisionTransformer,
@@ -77,9 +87,9 @@ class Spec(NamedTuple):
 
 
 def build(model_name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`; options that only DART reads are dropped for the other tokenizers."""
-    if not model_name.startswith("dart_"):
-        kwargs = {key: value for key, value in kwargs.items() if key not in DART_ONLY}
+    """`timm.create_model`; options that only other tokenizers read are dropped."""
+    unread = unread_options(model_name.split("_")[0])
+    kwargs = {key: value for key, value in kwargs.items() if key not in unread}
     return timm.create_model(model_name, **kwargs)
 
 
@@ -94,8 +104,9 @@ def _create(name: str, spec: Spec, pretrained: bool, **kwargs: Any) -> nn.Module
         defaults.pop("sampling")
     if spec.tokenizer != "dart":
         defaults.pop("scorer", None)
-        if unread := [key for key in DART_ONLY if kwargs.get(key) is not None]:
-            raise ValueError(f"{unread[0]} = {kwargs[unread[0]]!r}: {name} has no scorer; leave it out")
+        if unread := [key for key in unread_options(spec.tokenizer) if kwargs.get(key) is not None]:
+            what = "scorer" if unread[0] in DART_ONLY else "such choice"
+            raise ValueError(f"{unread[0]} = {kwargs[unread[0]]!r}: {name} has no {what}; leave it out")
     told = kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay")
     if pretrained and spec.backbone not in HOSTED and not told:
         remedy = "convert a checkpoint with dart.official"
@@ -170,15 +181,14 @@ def _names() -> dict[str, Spec]:
     """Every model of this file by its name."""
     names: dict[str, Spec] = {}
     heads = [(None, CLASSIFIERS), *SEGMENTERS.items()]
-    for tokenizer in TOKENIZERS:
-        for head, backbones in heads:
-            for backbone in backbones:
-                for variant in VARIANTS[backbone]:
-                    name = model_name(tokenizer, backbone, variant, head)
-                    names[name] = Spec(tokenizer, backbone, variant, None, head)
-                    for budget in BUDGETS if backbone == "deit" and head is None else ():
-                        if budget != DEFAULT_BUDGET:
-                            names[f"{name}_{budget}"] = Spec(tokenizer, backbone, variant, budget)
+    for head, backbones in heads:
+        for backbone in backbones:
+            for tokenizer, variant in product(tokenizers_of(backbone, head), VARIANTS[backbone]):
+                name = model_name(tokenizer, backbone, variant, head)
+                names[name] = Spec(tokenizer, backbone, variant, None, head)
+                for budget in BUDGETS if backbone == "deit" and head is None else ():
+                    if budget != DEFAULT_BUDGET:
+                        names[f"{name}_{budget}"] = Spec(tokenizer, backbone, variant, budget)
     for backbone, variant in PLAIN:
         names[f"{backbone}_{variant}"] = Spec("plain", backbone, variant)
     return names

@@ -1,4 +1,4 @@
-"""A model's keyword arguments -> its tokenizer: learned or uniform regions, or the paper's, of images or clips.
+"""A model's keyword arguments -> its tokenizer: learned, uniform or other regions, or the paper's, of images or clips.
 
 # B batch, C channels, T frames, H W image or frame pixels, N tokens, P patch side, D embedding
 """
@@ -7,11 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from dart.registry import MODES, POS_EMBEDS, TOKENIZERS
+from dart.baselines.deformable import DeformableTokenizer, Deformation
+from dart.baselines.quadtree import QuadtreeTokenizer
+from dart.registry import BASELINES, MODES, POS_EMBEDS, TOKENIZERS
 from dart.scorer import build_scorer
 from dart.tokenizer import DartTokenizer, check_budget, one_of, to_pair
 
 REGION_OPTIONS = ("partition", "row_weight", "score_floor", "score_blur", "sampling")
+IMAGE_TOKENIZERS = {
+    "dart": DartTokenizer,
+    "uniform": DartTokenizer,
+    "quadtree": QuadtreeTokenizer,
+    "deformable": DeformableTokenizer,
+}
 TOKENIZER_OPTIONS = (  # what a model hands through
     "scorer", "pretrained_scorer", "frozen_scorer", "score_input", "scorer_stage", "scorer_norm", "num_rows",
     *REGION_OPTIONS,
@@ -39,11 +47,11 @@ def build_tokenizer(
     num_rows: int | None = None,
     **regions: Any,
 ) -> Any:
-    """A `DartTokenizer`, a `dart.video.VideoTokenizer`, or one of `dart.paper`, which need torchvision's networks.
+    """A `DartTokenizer`, or one of `dart.baselines`, `dart.video` or `dart.paper`, which need torchvision's networks.
 
     Args:
         embed_dim: D.
-        tokenizer: "dart" or "uniform".
+        tokenizer: "dart", "uniform", or of images "quadtree" and "deformable" (`dart.baselines`).
         token_budget: N, per image or clip.
         mode: "invariant", or "paper" for the authors' to the letter, whose checkpoints load.
         img_size: H, W that the model is made for, or one number; invariant models take any other size too.
@@ -79,16 +87,20 @@ def build_tokenizer(
         shape = (img_size, patch_size, in_chans, embed_dim)
         return _build_paper(shape, num_frames, scorer, str(score_input), budget)
     make_scorer: Any = build_scorer
-    make_tokenizer: Any = DartTokenizer
+    make_tokenizer: Any = IMAGE_TOKENIZERS[tokenizer]
     if num_frames is not None:
+        if tokenizer in BASELINES:
+            raise ValueError(f"num_frames = {num_frames}: the {tokenizer} tokenizer reads images; leave it out")
         from dart.video import VideoTokenizer, build_video_scorer
 
         make_scorer, make_tokenizer, regions = build_video_scorer, VideoTokenizer, {**regions, "num_frames": num_frames}
     options = {"pretrained": pretrained_scorer, "frozen": frozen_scorer, "score_input": score_input}
     options |= {"stage": scorer_stage, "norm": scorer_norm}
+    network: Any = Deformation(in_chans) if tokenizer == "deformable" else None
+    if tokenizer == "dart":
+        network = make_scorer(scorer or "conv", in_chans, **options)
     return make_tokenizer(
-        img_size, patch_size, in_chans, embed_dim,
-        make_scorer(scorer or "conv", in_chans, **options) if tokenizer == "dart" else None,
+        img_size, patch_size, in_chans, embed_dim, network,
         token_budget=token_budget, num_rows=num_rows, pos_embed=pos_embed,
         norm_layer=nn.LayerNorm if pos_embed == "geometry" else None, **regions,
     )  # fmt: skip

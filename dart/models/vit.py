@@ -21,7 +21,7 @@ class RegionVisionTransformer(VisionTransformer):
     """timm's VisionTransformer with a region tokenizer in the place of the patch embedding.
 
     Args:
-        tokenizer: "dart" or "uniform".
+        tokenizer: "dart", "uniform", "quadtree" or "deformable".
         mode: "invariant", or "paper" for the authors' model to the letter (`dart.paper`), whose checkpoints load.
         token_budget: Patch tokens per image, class token excluded; `forward` can be told another.
         img_size: H, W that the model is made for, or one number; invariant models take any other size too.

@@ -15,7 +15,7 @@ from dart.paper.geometry import CELL_PX
 from dart.paper.geometry import scores_to_density as share_scores
 from dart.paper.scorer import PaperScorer
 from dart.partition import geometry_dtype, grid_cells, plan_grid, whole_precision
-from dart.registry import MODES, SAMPLINGS, TOKENIZERS
+from dart.registry import MODES, ROW_TOKENIZERS, SAMPLINGS
 from dart.scorer import build_scorer, scores_to_density
 from dart.tokenizer import check_budget, check_images, check_patch, check_score_options, check_size, one_of
 
@@ -191,7 +191,7 @@ def build_warper(
         ValueError: an unknown name, or a choice that the mode does not have.
     """
     one_of("mode", mode, MODES)
-    one_of("tokenizer", tokenizer, TOKENIZERS)
+    one_of("tokenizer", tokenizer, ROW_TOKENIZERS)
     one_of("partition", partition or "grid", ("grid",))
     (side, _), size = check_patch(patch_size), check_size(img_size, 1)
     budget: Any = {"token_budget": token_budget, "num_rows": num_rows}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dart.registry import CONTROL_SCORERS
 from dart.scorer import ConvScorer, FeatureScorer, build_scorer
 
 MAX_HIDDEN = 96  # channels between features and scores, as in the paper's heads
@@ -67,13 +68,15 @@ def build_video_scorer(name: str, in_chans: int, **options: Any) -> VideoScorer:
     """A scorer by its name: clips (B, C, T, H, W) -> raw scores (B, T, G_h, G_w), all zero until trained.
 
     Args:
-        name: A name of `dart.scorer.build_scorer`; its features are compared between frames.
+        name: A name of `dart.scorer.build_scorer`, none of its controls; its features are compared between frames.
         in_chans: C.
         options: Those of `build_scorer`.
 
     Raises:
         ValueError: as `build_scorer`.
     """
+    if name in CONTROL_SCORERS:
+        raise ValueError(f"scorer = {name!r}: a control that scores images, it has no features of clips; use another")
     frames: Any = build_scorer(name, in_chans, **options)
     first: Any = frames.head[0] if isinstance(frames.head, nn.Sequential) else frames.head
     return VideoScorer(frames, first.in_channels)

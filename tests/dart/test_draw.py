@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from dart.draw.figures import Caption, draw_tokens, mosaic, outlines, tokens_per_row
+from dart.draw.figures import Caption, draw_tokens, in_rows, mosaic, outlines, show_mosaic, tokens_per_row
 
 
 def grid_regions(counts: list[int], side: float) -> np.ndarray:
@@ -80,3 +81,15 @@ def test_a_constant_image_and_density_are_drawn_without_a_warning(recwarn: pytes
     )
     draw_tokens(np.ones((1, 1, 8, 8)), tokens, ["nothing to see"]).canvas.draw()
     assert not recwarn.list
+
+
+def test_regions_in_no_rows_are_shown_where_they_are():
+    rows = np.array([[0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 8, 8]], dtype=np.float32)
+    tree = np.array([[0, 0, 4, 4], [0, 4, 4, 8], [4, 0, 8, 8]], dtype=np.float32)
+    assert in_rows(rows)
+    assert not in_rows(tree)
+    figure = Figure()
+    ax, image = figure.subplots(), np.zeros((1, 8, 8), dtype=np.float32)
+    show_mosaic(ax, image, tree, np.linspace(0, 1, 3 * 4, dtype=np.float32).reshape(3, 1, 2, 2))
+    assert [tuple(shown.get_extent()) for shown in ax.images] == [(0, 4, 4, 0), (0, 4, 8, 4), (4, 8, 8, 0)]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((0, 8), (8, 0))

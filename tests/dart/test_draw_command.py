@@ -78,13 +78,17 @@ def test_help_answers_at_once() -> None:
         "--model dart_vit_nano --scores gradient --aspect crop",
         "--model dart_vit_nano --scores gradient --partition grid --token-budget 24",
         "--model dart_vit_nano --token-budget 1 --scores gradient",
+        "--model dart_vit_nano --scorer gradient",
+        "--model dart_vit_nano --scorer random",
+        "--model quadtree_vit_nano",
+        "--model deformable_vit_nano",
     ],
 )
 def test_five_panels_of_any_photograph(options: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = run(f"photo.jpg {options} --out seen.png", capsys)
     assert done.code == 0, done.err
     assert "seen.png: 1 photograph" in done.out
-    assert ("untrained" in done.err) == ("gradient" not in options)
+    assert ("untrained" in done.err) == (not any(word in options for word in ("gradient", "random", "quadtree")))
     with Image.open("seen.png") as picture:
         assert picture.width > 2000
 
@@ -108,6 +112,12 @@ def test_five_panels_of_any_photograph(options: str, folder: Path, capsys: pytes
         ("photo.jpg --model dart_vit_nano --img-size 4", "--img-size = 4: must be from 16 to 2048 px"),
         ("photo.jpg --model dart_vit_nano --score-floor 2", "score_floor = 2.0: must be above 0 and at most 1"),
         ("photo.jpg --model dart_vit_nano --scorer net", "scorer = 'net': unknown"),
+        ("photo.jpg --model quadtree_vit_nan", "unknown; did you mean quadtree_vit_nano"),
+        (
+            "photo.jpg --model quadtree_vit_nano --scores gradient",
+            "--scores gradient: only of DART models, not of quad",
+        ),
+        ("photo.jpg --model quadtree_vit_nano --partition grid", "partition = 'grid': quadtree_vit_nano has no such"),
         ("photo.jpg --model dart_vit_nano --scores best", "invalid choice: 'best'"),
         ("photo.jpg --model dart_vit_nano --out seen.doc", "must end in one of .png"),
         ("photo.jpg --model dart_vit_nano --out gone/seen.png", "there is no folder gone"),

@@ -6,20 +6,30 @@ import torch
 from timm.models import save_for_hf
 
 import dart.models
-from dart.registry import BUDGETS, CLASSIFIERS, TOKENIZERS, VARIANTS
+from dart.baselines.deformable import Deformation
+from dart.pos_embed import region_shares
+from dart.registry import BASELINE_BACKBONES, BASELINES, BUDGETS, CLASSIFIERS, TOKENIZERS, VARIANTS, tokenizers_of
 from dart.scorer import ConvScorer
 
 SMALL = {"num_classes": 10, "in_chans": 1, "token_budget": 36}
 # The structure of a DART-DeiT (class token, carried table) at the size of a test.
 DEIT = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 64, "patch_size": 8, "table_size": 4, "scorer": "conv"}
-KINDS = [("dart_vit_micro", SMALL), ("dart_deit_tiny", {**DEIT, "num_classes": 10, "in_chans": 1, "token_budget": 16})]
+SMALL_DEIT = {**DEIT, "num_classes": 10, "in_chans": 1, "token_budget": 16}
+KINDS = [("dart_vit_micro", SMALL), ("dart_deit_tiny", SMALL_DEIT)]
+# The baselines keep the same contract.
+OTHERS = [
+    (f"{kind}_{name}", {key: value for key, value in kwargs.items() if key != "scorer"})
+    for kind in BASELINES
+    for name, kwargs in (("vit_micro", SMALL), ("deit_tiny", SMALL_DEIT))
+]
+CONTRACT = [*KINDS, *OTHERS]
 
 
 def build(name: str = "dart_vit_micro", **kwargs):
     """A model whose scorer, if it has one, is far from uniform."""
     torch.manual_seed(0)
     model = timm.create_model(name, **{**SMALL, **kwargs})
-    if isinstance(model.patch_embed.scorer, ConvScorer):
+    if isinstance(model.patch_embed.scorer, ConvScorer | Deformation):
         torch.nn.init.normal_(model.patch_embed.scorer.head.weight)
     return model.eval()
 
@@ -29,7 +39,10 @@ def images_for(model, batch: int = 2):
 
 
 def test_every_model_is_registered_with_timm():
-    names = {f"{kind}_{b}_{v}" for kind in TOKENIZERS for b in CLASSIFIERS for v in VARIANTS[b]}
+    names = {f"{kind}_{b}_{v}" for b in CLASSIFIERS for kind in tokenizers_of(b) for v in VARIANTS[b]}
+    assert {tokenizers_of(b) == TOKENIZERS for b in CLASSIFIERS} == {True, False}
+    assert all(tokenizers_of(b) == TOKENIZERS for b in BASELINE_BACKBONES)
+    assert not timm.list_models(["quadtree_vim*", "deformable_*_segmenter", "quadtree_swin*"])
     names |= {f"dart_deit_{v}_{n}" for v in ("tiny", "small", "base") for n in BUDGETS if n != 196}
     assert names <= set(timm.list_models())
     assert timm.create_model("dart_deit_tiny_121").patch_embed.num_patches == 121
@@ -100,7 +113,7 @@ def test_pretrained_weights_adapt_to_other_channels(tmp_path):
     torch.testing.assert_close(model.patch_embed.proj.weight, expected)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_an_image_does_not_depend_on_its_batch_mates(name, kwargs):
     model = build(name, **kwargs).double().train()  # in training too: no batch statistics anywhere
     images = images_for(model, 4).double()
@@ -108,7 +121,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(name, kwargs):
     torch.testing.assert_close(model(images[:1])[0], model(images)[0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_another_budget_at_call_time_or_from_now_on(name, kwargs):
     model = build(name, **kwargs)
     images = images_for(model)
@@ -120,7 +133,7 @@ def test_another_budget_at_call_time_or_from_now_on(name, kwargs):
         model.set_token_budget(0)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_forward_is_features_then_head(name, kwargs):
     model = build(name, **kwargs)
     images = images_for(model)
@@ -130,7 +143,7 @@ def test_forward_is_features_then_head(name, kwargs):
     assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), [*KINDS, *(pair for pair in OTHERS if "quadtree" in pair[0])])
 def test_intermediates_are_maps_regridded_from_the_tokens(name, kwargs):
     model = build(name, **kwargs)
     images = images_for(model)
@@ -150,6 +163,17 @@ def test_intermediates_are_maps_regridded_from_the_tokens(name, kwargs):
     assert {"image_intermediates", "image_features"} <= set(named)
 
 
+def test_places_that_no_deformable_patch_covers_are_zero_in_maps():
+    """Its tokens need not tile the image; what they do cover is their mean by area, as ever."""
+    model = build("deformable_vit_micro")
+    images = images_for(model)
+    maps = model.forward_intermediates(images, 1, intermediates_only=True)[0]
+    regions = model.patch_embed.inspect(images).regions
+    covered = region_shares(regions, (96, 96), (6, 6)).sum(1).unflatten(1, (6, 6)) > 1e-6
+    assert not covered.all(), "or the test shows nothing"
+    assert torch.equal((maps != 0).any(1), covered)
+
+
 def test_maps_of_the_uniform_grid_are_the_tokens_themselves():
     model = build("uniform_vit_micro")
     images = images_for(model)
@@ -158,7 +182,7 @@ def test_maps_of_the_uniform_grid_are_the_tokens_themselves():
     torch.testing.assert_close(maps.flatten(2).transpose(1, 2), tokens)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_features_only(name, kwargs):
     model = timm.create_model(name, features_only=True, out_indices=(0, 2), **kwargs).eval()
     side = round(kwargs["token_budget"] ** 0.5)
@@ -167,7 +191,7 @@ def test_features_only(name, kwargs):
     assert model.feature_info.channels() == [m.shape[1] for m in maps]
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_another_input_size_needs_no_weights(name, kwargs):
     model = build(name, **kwargs)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -184,7 +208,7 @@ def test_another_input_size_needs_no_weights(name, kwargs):
         model.set_input_size(patch_size=4)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_gradient_checkpointing_changes_no_gradient(name, kwargs):
     gradients = []
     for enable in (False, True):
@@ -197,7 +221,7 @@ def test_gradient_checkpointing_changes_no_gradient(name, kwargs):
         torch.testing.assert_close(gradient, gradients[1][name_], msg=name_)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), KINDS)
+@pytest.mark.parametrize(("name", "kwargs"), CONTRACT)
 def test_groups_and_weight_decay_cover_the_names(name, kwargs):
     model = build(name, **kwargs)
     names = {n for n, _ in model.named_parameters()}

@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import dart.models  # noqa: F401  (registers the models)
 from dart.features import NAMES
-from dart.registry import SCORERS
+from dart.registry import PLAIN_SCORERS, SCORERS
 from dart.scorer import build_scorer, scored_size
 
-PAPERS = [name for name in NAMES if name != "conv"]
+PAPERS = [name for name in NAMES if name not in PLAIN_SCORERS]
 
 
 def build(name: str = "mobilenetv3_small", in_chans: int = 3, **kwargs):

@@ -7,7 +7,7 @@ from timm.models import save_for_hf
 
 import dart.models  # noqa: F401 (registers the models with timm)
 from dart.deploy import optimize_for_inference
-from dart.registry import TOKENIZERS, VARIANTS
+from dart.registry import ROW_TOKENIZERS, VARIANTS
 
 SMALL = {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_classes": 5}
 IMAGES = {**SMALL, "token_budget": 16}
@@ -37,13 +37,13 @@ def inputs(kwargs, batch: int = 2, side: int = 32):
 
 
 def test_every_model_is_registered_with_timm():
-    names = {f"{kind}_{b}_{v}" for kind in TOKENIZERS for b in ("vim", "videomamba") for v in VARIANTS[b]}
+    names = {f"{kind}_{b}_{v}" for kind in ROW_TOKENIZERS for b in ("vim", "videomamba") for v in VARIANTS[b]}
     assert names | {"vim_tiny", "vim_small", "videomamba_tiny"} <= set(timm.list_models())
     assert timm.get_pretrained_cfg("dart_vim_small").input_size == (3, 448, 448)
     assert timm.get_pretrained_cfg("videomamba_tiny").input_size == (3, 224, 224)
 
 
-@pytest.mark.parametrize("twin", TOKENIZERS)
+@pytest.mark.parametrize("twin", ROW_TOKENIZERS)
 @pytest.mark.parametrize(
     ("name", "kwargs"), [("vim_tiny", IMAGES), ("videomamba_tiny", IMAGES), ("videomamba_tiny", CLIPS)]
 )

@@ -117,6 +117,20 @@ def problems(folder: Path, changes: dict) -> list[str]:
             {"tokenizer/score_input": 224},
             "tokenizer.score_input = 224: the scorer 'conv' has no such choice; null, or leave it out",
         ),
+        (
+            {"tokenizer/scorer": "random", "tokenizer/score_input": 224},
+            "tokenizer.score_input = 224: the scorer 'random' has no such choice; null, or leave it out",
+        ),
+        ({"tokenizer/scorer": "gradients"}, "tokenizer.scorer = 'gradients': unknown; did you mean 'gradient'?"),
+        ({"tokenizer/name": "quadtrees"}, "tokenizer.name = 'quadtrees': unknown; did you mean 'quadtree'?"),
+        (
+            {"experiments/tree": {"tokenizer": {"name": "quadtree"}, "model": {"backbone": "vim", "variant": "nano"}}},
+            "experiments.tree.tokenizer.name = 'quadtree': not of backbone vim; known: dart, uniform",
+        ),
+        (
+            {"experiments/odd": {"tokenizer": {"name": "deformable", "mode": "paper"}}},
+            "experiments.odd.tokenizer.mode = 'paper': only of dart, not of deformable; use invariant",
+        ),
         ({"tokenizer/mode": "papier"}, "tokenizer.mode = 'papier': unknown; did you mean 'paper'?"),
         ({"tokenizer/mode": "paper"}, "tokenizer.sampling = 'area': paper mode has no such choice"),
         ({"tokenizer/mode": "paper"}, "tokenizer.scorer = 'conv': not of mode paper; known: mobilenetv3_small_v1, "),
