@@ -4,7 +4,8 @@ import argparse
 import importlib
 import platform
 
-COMPARISONS = ("sampling", "tokenizer", "models", "scan", "warp", "digits", "reading", "step", "trials", "gpu")
+COMPARISONS = ("sampling", "tokenizer", "models", "scan", "warp", "digits", "reading", "step", "trials", "report")
+COMPARISONS += ("gpu",)
 
 
 def main() -> None:

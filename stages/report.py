@@ -24,14 +24,17 @@ def main() -> None:
     from pipeline.files import building_dir
     from pipeline.report.records import load_records
     from pipeline.report.site import write_report
+    from pipeline.tracking.links import run_links
 
-    suites = load_params().suites
+    params = load_params()
+    suites = params.suites
     records = [
         load_records(suite, Path("results") / suite, Path("data") / suite / "shards" / "manifest.json")
         for suite in suites
     ]
+    links = run_links(params.tracking.uri, suites)
     with building_dir(REPORT) as folder:
-        write_report(records, folder)
+        write_report(records, folder, links)
     print(f"reported {', '.join(suites)} in {REPORT / 'index.html'}")
 
 

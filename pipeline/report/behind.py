@@ -1,8 +1,9 @@
 """What is behind a cell of the page: the values and the arithmetic that give it back, and where its runs come from."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pipeline.measures import Measure, Task
@@ -15,39 +16,42 @@ Json = dict[str, Any]
 UNKNOWN = "unknown"
 
 
-def page_rows(
-    table: pd.DataFrame, readable: pd.DataFrame, records: Records, runs: Iterable[Run], links: Mapping[str, str]
-) -> list[Json]:
+def page_table(table: pd.DataFrame, records: Records, runs: Iterable[Run], links: Mapping[str, str]) -> Json:
     """What the page's template needs of a table, as plain values.
+
+    What is so of every row is said once, as `common`.
 
     Args:
         table: Of `comparison` or `sweep`.
-        readable: The same as text.
         runs: Those that the table is about.
         links: As of `pipeline.report.site.write_report`.
     """
-    groups, sources, numbers = by_name(runs), _sources(records), _numbers(records)
-    return [
-        {
-            "name": row.experiment,
-            "cells": [
-                _cell(title, text, getattr(row, numbers[title]) if title in numbers else None, sources, row, groups)
-                for title, text in zip(readable, texts, strict=True)
-            ],
-            "complete": row.status == COMPLETE,
-            "front": getattr(row, "pareto", False),
-            "facts": facts(groups[row.experiment], records),
-            "runs": [_run(run, records.task, links) for run in groups[row.experiment]],
-        }
-        for row, texts in zip(rows(table), rows(readable), strict=True)
-    ]
+    readable, groups, columns = formats.readable(table, records), by_name(runs), _columns(records)
+    titles = [str(title) for title in readable]
+    known = {name: facts(group, records) for name, group in groups.items()}
+    common = [fact for fact in next(iter(known.values()), []) if all(fact in of for of in known.values())]
+    return {
+        "columns": [(title, title in formats.NUMERIC, _counts(columns.get(title))) for title in titles],
+        "common": common,
+        "rows": [
+            {
+                "name": row.experiment,
+                "cells": _cells(zip(titles, texts, strict=True), columns, row, groups[row.experiment]),
+                "complete": row.status == COMPLETE,
+                "front": getattr(row, "pareto", False),
+                "facts": [fact for fact in known[row.experiment] if fact not in common],
+                "runs": [_run(run, records.task, links) for run in groups[row.experiment]],
+            }
+            for row, texts in zip(rows(table), rows(readable), strict=True)
+        ],
+    }
 
 
 def mean_of(runs: Sequence[Run], measure: Measure, row: Any) -> Json:
     """The runs' values of a measure, and how the row's mean and deviation follow from them; in percent."""
     complete = [run for run in runs if not run.problem]
     known = [(run, (run.test or {}).get(measure.name)) for run in complete]
-    values = [UNKNOWN if value is None else f"{100 * value:.3f}" for _, value in known]
+    values = [f"{100 * value:.3f}" if value is not None and np.isfinite(value) else UNKNOWN for _, value in known]
     return {
         "values": [(run.seed, run.fingerprint, value) for (run, _), value in zip(known, values, strict=True)],
         "sentences": [
@@ -66,7 +70,7 @@ def facts(runs: Sequence[Run], records: Records) -> list[tuple[str, str]]:
         f"manifest sha256 {_distinct(run.manifest_sha256 for run in runs)}",
         "Left out": ", ".join(f"{count} of {shard} ({reason})" for (shard, reason), count in records.dropped.items()),
         "Evaluated": "; ".join(["test split, each sample once", *map(_setting, records.settings.items())]),
-        "Parameters": _distinct(_parameters(run.science) for run in runs),
+        "Settings": _distinct(_settings(run.science) for run in runs),
         "Code": f"commit {_distinct(run.commit for run in runs)}, sources sha256 {_hashes(records_of, 'code_sha256')}, "
         f"lock sha256 {_hashes(records_of, 'lock_sha256')}, params sha256 {_hashes(records_of, 'params_sha256')}",
         "Versions": _distinct(_pairs(of.get("versions", {})) for of in records_of),
@@ -83,42 +87,58 @@ def command(run: Run) -> str:
     return f"{checkout}dvc repro {run.stage}@{run.suite}"
 
 
-def _sources(records: Records) -> dict[str, Callable[[Any, Sequence[Run]], Json]]:
-    """Title of a column -> what explains its cells."""
+class _Column(NamedTuple):
+    """What is known of a column of numbers."""
+
+    name: str  # of the table's column that holds them
+    counts: str = ""  # what they count; empty where there is nothing to explain
+    explain: Callable[[Any, Sequence[Run]], Json] | None = None  # of a row and its runs
+
+
+def _columns(records: Records) -> dict[str, _Column]:
+    """{title: column}."""
     task, bench, unit = records.task, records.benchmark, records.unit
+    counted = " ".join(f"{filled(text, records.manifest).rstrip('.')}." for text in (task.counted, *task.details))
 
-    def measured(measure: Measure) -> Callable[[Any, Sequence[Run]], Json]:
-        counted = [filled(text, records.manifest) for text in ((task.counted, *task.details))]
-        return lambda row, runs: {**mean_of(runs, measure, row), "counts": " ".join(f"{text}." for text in counted)}
+    def cost(say: Callable[[Any], str]) -> Callable[[Any, Sequence[Run]], Json]:
+        return lambda row, runs: {"values": [], "sentences": [say(row)]}
 
-    def costs(say: Callable[[Any], str], counts: str) -> Callable[[Any, Sequence[Run]], Json]:
-        return lambda row, runs: {"values": [], "sentences": [say(row)], "counts": counts}
+    def macs(row: Any) -> str:
+        return _whole(row.gflops * 1e9, f"multiply-accumulates for one {unit}, over 1e9")
+
+    def measured(measure: Measure) -> _Column:
+        return _Column(f"{measure.name}_mean", counted, lambda row, runs: mean_of(runs, measure, row))
 
     return {
+        "Tokens": _Column("token_budget"),
+        "Seeds": _Column("num_seeds"),
         **{measure.title: measured(measure) for measure in task.measures},
-        "Parameters": costs(lambda row: _whole(row.params, "parameters"), "All of the model, the scorer included."),
-        "GFLOPs": costs(
-            lambda row: _whole(row.gflops * 1e9, f"multiply-accumulates for one {unit}, over 1e9"),
-            f"As the paper counts them. {counter(bench)}",
+        "Parameters": _Column("params", "All of the model, the scorer included.", cost(_params)),
+        "GFLOPs": _Column("gflops", f"As the paper counts them. {counter(bench)}", cost(macs)),
+        f"{unit.capitalize()}s/s": _Column(
+            "images_per_s", f"Measured by a {timing(bench)}" if bench else "Not measured.", cost(_rate)
         ),
-        f"{unit.capitalize()}s/s": costs(_rate, f"Measured by a {timing(bench)}" if bench else "Not measured."),
     }
 
 
-def _numbers(records: Records) -> dict[str, str]:
-    """Title of a column -> the table's column with the number that it is sorted by."""
-    measures = {measure.title: f"{measure.name}_mean" for measure in records.task.measures}
-    fixed = {"Tokens": "token_budget", "Seeds": "num_seeds", "Parameters": "params", "GFLOPs": "gflops"}
-    return measures | fixed | {f"{records.unit.capitalize()}s/s": "images_per_s"}
+def _counts(column: _Column | None) -> str:
+    return "" if column is None else column.counts
 
 
-def _cell(title: str, text: str, number: Any, sources: Mapping[str, Any], row: Any, groups: Mapping[str, Any]) -> Json:
-    explained = sources.get(title)
+def _cells(
+    texts: Iterable[tuple[str, str]], columns: Mapping[str, "_Column"], row: Any, runs: Sequence[Run]
+) -> list[Json]:
+    return [_cell(title, text, columns.get(title), row, runs) for title, text in texts]
+
+
+def _cell(title: str, text: str, column: _Column | None, row: Any, runs: Sequence[Run]) -> Json:
+    number = None if column is None else getattr(row, column.name)
+    explain = column and column.explain
     return {
         "text": text,
         "numeric": title in formats.NUMERIC,
         "number": "" if number is None or pd.isna(number) else f"{number:.9g}",
-        "why": explained and {"title": f"{title} of {row.experiment}", **explained(row, groups[row.experiment])},
+        "why": explain and {"title": f"{title} of {row.experiment}", **explain(row, runs)},
     }
 
 
@@ -136,11 +156,15 @@ def _whole(value: Any, unit: str) -> str:
     return "Not measured." if pd.isna(value) else f"{round(value):,} {unit}."
 
 
+def _params(row: Any) -> str:
+    return _whole(row.params, "parameters")
+
+
 def _rate(row: Any) -> str:
     if pd.isna(row.images_per_s):
         return "Not measured."
-    quartiles = f"quartiles {row.images_per_s_q25:.1f} and {row.images_per_s_q75:.1f}"
-    return f"Median {row.images_per_s:.1f}, " + (quartiles if pd.notna(row.images_per_s_q25) else "no spread recorded.")
+    spread = f"quartiles {row.images_per_s_q25:.1f} and {row.images_per_s_q75:.1f}"
+    return f"Median {row.images_per_s:.1f}, {spread if pd.notna(row.images_per_s_q25) else 'no spread recorded'}."
 
 
 def _run(run: Run, task: Task, links: Mapping[str, str]) -> Json:
@@ -163,7 +187,7 @@ def _machine(run: Run) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB{gpus}" if "cpu" in machine else ""
 
 
-def _parameters(science: Mapping[str, Any]) -> str:
+def _settings(science: Mapping[str, Any]) -> str:
     """All but the seed, in which the runs of a row differ."""
     groups = [(key, value) for key, value in science.items() if key != "seed"]
     return "; ".join(f"{k}: {_pairs(v)}" if isinstance(v, Mapping) else f"{k} {v}" for k, v in groups)

@@ -134,7 +134,8 @@ def _draw_sweep(ax: Axes, points: pd.DataFrame, style: dict[str, tuple[str, str]
     for tokenizer, mine in points.groupby("tokenizer", sort=False):
         color, marker = style[str(tokenizer)]
         look: dict[str, Any] = {"s": 22, "facecolors": "white", "edgecolors": color, "marker": marker}
-        speak(ax.scatter(mine["gflops"], mine["height"], **look, linewidths=1.1, label=f"{tokenizer}, sweep"), _said(mine))
+        drawn = ax.scatter(mine["gflops"], mine["height"], **look, linewidths=1.1, label=f"{tokenizer}, sweep")
+        speak(drawn, _said(mine))
 
 
 def _draw_finals(ax: Axes, finals: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
@@ -149,8 +150,8 @@ def _draw_finals(ax: Axes, finals: pd.DataFrame, style: dict[str, tuple[str, str
 def _said(located: pd.DataFrame) -> list[str]:
     """What each point of a table says: whose it is, and its place."""
     return [
-        f"{row.experiment}: {row.height:.1f}{'' if pd.isna(row.error) else f' ± {row.error:.1f}'} % at {row.gflops:.3g} "
-        f"GFLOPs, {row.token_budget} tokens, {row.num_seeds} seed{'' if row.num_seeds == 1 else 's'}"
+        f"{row.experiment}: {row.height:.1f}{'' if pd.isna(row.error) else f' ± {row.error:.1f}'} % at "
+        f"{row.gflops:.3g} GFLOPs, {row.token_budget} tokens, {row.num_seeds} seed{'' if row.num_seeds == 1 else 's'}"
         + ("" if row.status == COMPLETE else f" ({row.status})")
         for row in rows(located)
     ]

@@ -36,7 +36,8 @@ def living_svg(figure: Figure, salt: str) -> str:
     Args:
         salt: Keeps identifiers apart from those of other drawings on the page.
     """
-    speakers = {f"spoken-{i}": a for i, a in enumerate(figure.findobj(lambda artist: hasattr(artist, "spoken")))}
+    found: list[Any] = figure.findobj(lambda artist: hasattr(artist, "spoken"))
+    speakers = {f"spoken-{number}": artist for number, artist in enumerate(found)}
     if not speakers:
         return ""
     for gid, artist in speakers.items():

@@ -104,12 +104,15 @@
     say("");
   };
 
-  // What is behind a cell is written once per row; an opened explanation borrows it.
+  // What is behind all cells of a row, and of a table, is written once; an opened explanation borrows it.
   const lendFacts = (event) => {
-    const why = event.target;
-    if (event.newState !== "open" || !why.dataset.facts || why.querySelector("dl")) return;
-    const facts = document.querySelector(`#${why.dataset.facts} > dl`);
-    why.querySelector(".back").replaceWith(facts.cloneNode(true));
+    const [, table, row, column] = event.target.id.match(/^(\w+)-(\d+)-(\d+)$/) ?? [];
+    const back = event.target.querySelector(".back");
+    if (event.newState !== "open" || !table || !back) return;
+    const lists = [document.querySelector(`[id="${table}-${row}"] > dl`), document.getElementById(`${table}-common`)];
+    const terms = lists.flatMap((list) => [...list.querySelectorAll("dt")]);
+    const ours = terms.filter(({ dataset }) => !dataset.column || dataset.column === column);
+    back.replaceWith(make("dl", {}, ...ours.flatMap((dt) => [dt.cloneNode(true), dt.nextElementSibling.cloneNode(true)])));
   };
 
   const nearest = (points, x, y) => {

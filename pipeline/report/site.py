@@ -1,7 +1,7 @@
 """The report folder: tables and figures of every suite, what DVC compares, and one page with all of it.
 
-The page is a single file: figures, style and script are embedded, nothing is loaded from anywhere. All of its content is
-there without the script, which sorts and filters tables and shows what a figure's points are.
+The page is a single file: figures, style and script are embedded, nothing is loaded from anywhere. All of its content
+is there without the script, which sorts and filters tables and shows what a figure's points are.
 """
 
 import base64
@@ -19,7 +19,7 @@ from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_ato
 from pipeline.measures import TASKS, Task
 from pipeline.report import formats
 from pipeline.report.agreement import agreements, sentence
-from pipeline.report.behind import page_rows
+from pipeline.report.behind import page_table
 from pipeline.report.figures import write_figures
 from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
@@ -27,8 +27,8 @@ from pipeline.report.records import Records
 from pipeline.report.tables import comparison, sweep
 
 CAPTION = (
-    "{} on the test split: mean ± standard deviation over seeds. An underlined number opens what is behind it; the runs "
-    "below a row say where it comes from."
+    "{} on the test split: mean ± standard deviation over seeds. An underlined number opens what is behind it; the "
+    "runs below a row say where it comes from."
 )
 PAGE_BYTES = 2_000_000  # the page is below it, as far as pictures beside it can help
 NUM_COLORS = 256  # of an embedded picture; the file beside the page has all of them
@@ -73,15 +73,20 @@ def write_report(suites: Sequence[Records], folder: Path, links: Mapping[str, st
 
 def write_suite(records: Records, folder: Path) -> dict[Path, str]:
     """One suite's tables and figures, and what the README shows of them; returns what `write_figures` does."""
+    write_tables(records, folder)
+    drawn, known = write_figures(records, folder / "figures"), figures(records.task)
+    pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
+    write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
+    return drawn
+
+
+def write_tables(records: Records, folder: Path) -> None:
+    """One suite's tables as files, in every format."""
     write_text_atomic(folder / "table.csv", formats.to_csv(comparison(records)))
     write_text_atomic(folder / "table.md", formats.to_markdown(records))
     write_text_atomic(folder / "table.tex", formats.to_latex(records))
     write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
-    drawn, known = write_figures(records, folder / "figures"), figures(records.task)
-    pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
-    write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
-    return drawn
 
 
 def table_points(suites: Iterable[Records], task: Task) -> str:
@@ -110,9 +115,7 @@ def curve_points(suites: Iterable[Records], task: Task) -> str:
     return formats.to_csv(pd.DataFrame(points, columns=["series", "seed", "samples", task.val]))
 
 
-def build_page(
-    suites: Sequence[Records], folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]
-) -> str:
+def build_page(suites: Sequence[Records], folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]) -> str:
     """The HTML of index.html.
 
     The pictures found below `folder` are embedded. Where that makes the page too large they are shown from there.
@@ -140,22 +143,17 @@ def build_page(
     return page
 
 
-def _section(
-    records: Records, folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]
-) -> dict[str, Any]:
+def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
-    experiments, points = comparison(records), sweep(records)
-    finals, trials = (formats.readable(table, records) for table in (experiments, points))
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
         "sizes": ", ".join(f"{number} {split}" for split, number in sizes.items()),
-        "titles": [(title, title in formats.NUMERIC) for title in finals],
         "measure": records.task.said,
         "caption": CAPTION.format(records.task.first.title.removesuffix(" (%)")),
-        "rows": page_rows(experiments, finals, records, records.runs, links),
-        "trials": page_rows(points, trials, records, records.trials, links),
+        "table": page_table(comparison(records), records, records.runs, links),
+        "sweep": page_table(sweep(records), records, records.trials, links),
         "agreements": [sentence(pair) for pair in agreements(records)],
         "notes": notes(records),
         "figures": [
@@ -180,7 +178,7 @@ def _figure(path: Path, suite: str, title: str, description: str, drawing: str) 
 def _embedded(path: Path) -> str:
     """A picture as a data URI, in few colours: a third of the bytes."""
     file = io.BytesIO()
-    with Image.open(path) as picture:
+    with Image.open(path, formats=["PNG"]) as picture:
         few = picture.convert("RGB").quantize(NUM_COLORS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(file, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
