@@ -13,11 +13,12 @@ def run_links(uri: str, suites: Iterable[str]) -> dict[str, str]:
     A server that does not answer costs the links, and one line that says so: the report is of the recorded runs alone.
     """
     links: dict[str, str] = {}
-    if page_root(uri) is None:
+    root = page_root(uri)
+    if root is None:
         return links
     try:
         for suite in suites:
             links |= open_ledger(uri, suite).addresses()
     except Exception as error:  # whatever a server does, there is a report
-        print(f"warning: the page has no links to MLflow at {page_root(uri)} ({brief(error)})", file=sys.stderr)
+        print(f"warning: no links to MLflow on the page ({brief(error).replace(uri, root)})", file=sys.stderr)
     return links
