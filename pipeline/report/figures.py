@@ -27,6 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
 FONT_SIZE = 10
+PLACE_DIGITS = 9  # of a figure's width and height
 
 
 def write_figures(records: Records, folder: Path) -> dict[Path, str]:
@@ -52,6 +53,10 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not once per format
+    for (
+        ax
+    ) in figure.axes:  # the layout's last digits differ from process to process, and clips are named by all of them
+        ax.set_position([round(bound, PLACE_DIGITS) for bound in ax.get_position(original=True).bounds])
     with mpl.rc_context({"svg.hashsalt": "dart", "svg.fonttype": "path"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
