@@ -1,17 +1,15 @@
 """The page in a real Chromium, without a network: sorting, filtering, keyboard, colours, two sizes."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from benchmarks.browser import NAMES, chromium, find_chromium
 from pipeline.report import site
 from pipeline.report.figures import write_figures
 from pipeline.report.site import build_page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 KEYS = ("id", "statement", "source", "paper", "ours", "difference", "interval")
 CLAIMS = [{**dict.fromkeys(KEYS, f"claim {v}"), "verdict": v} for v in ("not run", "refuted", "confirmed")]
@@ -20,14 +18,12 @@ TABLE, SWEEP, CLAIMED = "#s1t", "#s1w", "#s1c"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="the library playwright is not installed")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    pytest.importorskip("playwright.sync_api", reason="the library playwright is not installed")
+    path = find_chromium()
     if path is None:
         pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium(path) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
