@@ -56,7 +56,8 @@ def save(figure: Figure, path: Path) -> Path:
     for (
         ax
     ) in figure.axes:  # the layout's last digits differ from process to process, and clips are named by all of them
-        ax.set_position([round(bound, PLACE_DIGITS) for bound in ax.get_position(original=True).bounds])
+        place = ax.get_position(original=True).bounds
+        ax.set_position(Bbox.from_bounds(*(round(bound, PLACE_DIGITS) for bound in place)))
     with mpl.rc_context({"svg.hashsalt": "dart", "svg.fonttype": "path"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
