@@ -6,7 +6,7 @@ import platform
 
 COMPARISONS = (
     *("sampling", "tokenizer", "models", "scan", "warp", "digits", "budgets"),
-    *("reading", "step", "trials", "gpu"),
+    *("reading", "step", "trials", "report", "gpu"),
 )
 
 

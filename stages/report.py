@@ -26,8 +26,10 @@ def main() -> None:
     from pipeline.report.claims import suite_claims
     from pipeline.report.records import load_records
     from pipeline.report.site import write_report
+    from pipeline.tracking.links import run_links
 
-    suites = load_params().suites
+    params = load_params()
+    suites = params.suites
     claims = {suite: suite_claims(suite) for suite in suites}  # a wrong one is said before anything is drawn
     records = [
         replace(
@@ -36,8 +38,9 @@ def main() -> None:
         )
         for suite in suites
     ]
+    links = run_links(params.tracking.uri, suites)
     with building_dir(REPORT) as folder:
-        write_report(records, folder)
+        write_report(records, folder, links)
     print(f"reported {', '.join(suites)} in {REPORT / 'index.html'}")
 
 

@@ -1,4 +1,7 @@
-"""Records -> figures: accuracy against cost, and learning curves. Same records, same bytes."""
+"""Records -> figures: accuracy against cost, and learning curves. Same records, same bytes.
+
+Names in the records are text: nothing in them is read as mathematics.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from pipeline.measures import Measure, Task
+from pipeline.report.living import living_svg, speak
 from pipeline.report.pictures import gallery
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep
@@ -23,16 +27,25 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
 FONT_SIZE = 10
+PLACE_DIGITS = 9  # of a figure's width and height
 
 
-def write_figures(records: Records, folder: Path) -> list[Path]:
-    """Draw all figures that the records allow, each as PNG and SVG, and return the PNG files."""
-    figures = {
-        "accuracy-vs-gflops": accuracy_against_gflops(records),
-        "learning-curves": learning_curves(records),
-        "what-the-model-sees": gallery(records),
-    }
-    return [save(figure, folder / name) for name, figure in figures.items() if figure is not None]
+def write_figures(records: Records, folder: Path) -> dict[Path, str]:
+    """Draw all figures that the records allow, each as PNG and SVG.
+
+    Returns:
+        {PNG file: the same as a drawing for the page, empty where its points say nothing}.
+    """
+    with mpl.rc_context({"text.parse_math": False}):
+        figures = {
+            "accuracy-vs-gflops": accuracy_against_gflops(records),
+            "learning-curves": learning_curves(records),
+            "what-the-model-sees": gallery(records),
+        }
+        drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        return {
+            save(figure, folder / name): living_svg(figure, f"{records.suite} {name}") for name, figure in drawn.items()
+        }
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -40,6 +53,11 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not once per format
+    for (
+        ax
+    ) in figure.axes:  # the layout's last digits differ from process to process, and clips are named by all of them
+        place = ax.get_position(original=True).bounds
+        ax.set_position(Bbox.from_bounds(*(round(bound, PLACE_DIGITS) for bound in place)))
     with mpl.rc_context({"svg.hashsalt": "dart", "svg.fonttype": "path"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
@@ -83,7 +101,8 @@ def learning_curves(records: Records) -> Figure | None:
         samples, values = _common(lines)
         mean, dashes = values.mean(0), DASHES[num_lines[tokenizer] % len(DASHES)]
         num_lines[tokenizer] += 1
-        ax.plot(samples, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.6)
+        (line,) = ax.plot(samples, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.6)
+        speak(line, _heights(name, samples, values))
         ax.fill_between(samples, values.min(0), values.max(0), color=color, alpha=0.13, linewidth=0)
         ends.append((float(samples[-1]), float(mean[-1]), f"{name} (n = {len(values)})", color))
     _label_ends(ax, ends)
@@ -122,15 +141,38 @@ def _draw_sweep(ax: Axes, points: pd.DataFrame, style: dict[str, tuple[str, str]
     for tokenizer, mine in points.groupby("tokenizer", sort=False):
         color, marker = style[str(tokenizer)]
         look: dict[str, Any] = {"s": 22, "facecolors": "white", "edgecolors": color, "marker": marker}
-        ax.scatter(mine["gflops"], mine["height"], **look, linewidths=1.1, label=f"{tokenizer}, sweep")
+        drawn = ax.scatter(mine["gflops"], mine["height"], **look, linewidths=1.1, label=f"{tokenizer}, sweep")
+        speak(drawn, _said(mine))
 
 
 def _draw_finals(ax: Axes, finals: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
     for tokenizer, mine in finals.groupby("tokenizer", sort=False):
         color, marker = style[str(tokenizer)]
         look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 8, "linestyle": ""}
-        ax.errorbar(mine["gflops"], mine["height"], mine["error"], **look, capsize=4, zorder=3)
+        points, *_ = ax.errorbar(mine["gflops"], mine["height"], mine["error"], **look, capsize=4, zorder=3)
+        speak(points, _said(mine))
         ax.plot([], [], **look, label=f"{tokenizer}, mean ± std")
+
+
+def _said(located: pd.DataFrame) -> list[str]:
+    """What each point of a table says: whose it is, and its place."""
+    return [
+        f"{row.experiment}: {row.height:.1f}{'' if pd.isna(row.error) else f' ± {row.error:.1f}'} % at "
+        f"{row.gflops:.3g} GFLOPs, {row.token_budget} tokens, {row.num_seeds} seed{'' if row.num_seeds == 1 else 's'}"
+        + ("" if row.status == COMPLETE else f" ({row.status})")
+        for row in rows(located)
+    ]
+
+
+def _heights(name: str, samples: Any, values: Any) -> list[str]:
+    """What each point of a learning curve says; `values` are (n, K) at K numbers of samples in thousands."""
+    columns = zip(samples, values.T, strict=True)
+    return [
+        f"{name}: {at.mean():.1f} % after {1000 * seen:,.0f} samples"
+        + (f" ({at.min():.1f} to {at.max():.1f} over {len(at)} seeds)" if len(at) > 1 else "")
+        for seen, at in columns
+        if np.isfinite(at.mean())  # no marker is drawn elsewhere
+    ]
 
 
 def _labels(finals: pd.DataFrame) -> dict[tuple[float, float], list[str]]:

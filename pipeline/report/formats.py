@@ -21,6 +21,7 @@ DECIMALS = {
     "gflops": 6,
 }
 NOT_MEASURED = "not measured"
+AS_TEXT = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "[": "\\[", "`": "\\`", "\n": " "})  # for Markdown
 
 
 def percent(mean: Any, std: Any = None) -> str:
@@ -160,7 +161,7 @@ def to_summary(records: Records, pictures: Mapping[str, str]) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """Columns padded to equal width, numbers to the right: readable as text too."""
     right = [title in NUMERIC for title in table]
-    body = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows(table)]
+    body = [[cell.translate(AS_TEXT) for cell in row] for row in rows(table)]
     lines = [[str(title) for title in table], *body]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)])

@@ -15,13 +15,13 @@ def notes(records: Records) -> list[str]:
         f"Data: {manifest['dataset']} ({source}), manifest sha256 {sha256[:10]}.{_left_out(manifest)}",
         *_damaged(records),
         *_rewound(records),
-        f"{_filled(task.counted, manifest)}; mean ± sample standard deviation (n - 1) over the seeds. Only complete "
+        f"{filled(task.counted, manifest)}; mean ± sample standard deviation (n - 1) over the seeds. Only complete "
         "runs are averaged, the others are named.",
-        *(_filled(text, manifest) for text in task.details),
+        *(filled(text, manifest) for text in task.details),
         *_settings(records.settings),
         "Parameters: all of the model, the scorer included.",
-        f"GFLOPs: 1e9 multiply-accumulates for one {unit}, as the paper counts them. {_counter(bench)}",
-        f"{unit.capitalize()}s/s: {_timing(bench)}",
+        f"GFLOPs: 1e9 multiply-accumulates for one {unit}, as the paper counts them. {counter(bench)}",
+        f"{unit.capitalize()}s/s: {timing(bench)}",
     ]
 
 
@@ -37,7 +37,7 @@ def in_short(records: Records) -> str:
             f"{bench['batch_size']} {unit}s on {hardware(bench)}"
         )
     return (
-        f"Runs of commit {commits}{changed}; {_filled(records.task.counted_short, manifest)}, mean ± sample standard "
+        f"Runs of commit {commits}{changed}; {filled(records.task.counted_short, manifest)}, mean ± sample standard "
         f"deviation over the seeds; {cost}."
     )
 
@@ -50,7 +50,7 @@ def hardware(bench: dict[str, Any]) -> str:
     return ", ".join(machine["gpus"]) if machine.get("device") == "cuda" else cpu
 
 
-def _filled(text: str, manifest: dict[str, Any]) -> str:
+def filled(text: str, manifest: dict[str, Any]) -> str:
     """A text of `pipeline.measures`, about this data set."""
     return text.format(num_test=manifest["splits"]["test"]["num_samples"], dataset=manifest["dataset"])
 
@@ -85,12 +85,14 @@ def _rewound(records: Records) -> list[str]:
     return [f"Rewound where the loss was not finite or leapt, as train.divergence says: {named}."] if runs else []
 
 
-def _counter(bench: dict[str, Any]) -> str:
+def counter(bench: dict[str, Any]) -> str:
+    """What counted the multiply-accumulates, and which of them."""
     counter = bench.get("counter")
     return f"Counted by {counter['name']}: {counter['counts']}" if counter else "Not counted."
 
 
-def _timing(bench: dict[str, Any]) -> str:
+def timing(bench: dict[str, Any]) -> str:
+    """How the throughput was measured."""
     if not bench:
         return "not measured."
     return (

@@ -81,7 +81,7 @@ class Run:
         return curves(read_journal(self.folder / JOURNAL_NAME))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is equal to itself alone, so that its tables can be remembered
 class Records:
     """All that is known of one suite, in the order of its plans.
 
@@ -201,6 +201,9 @@ def _load_runs(stage_dir: Path, suite: str, tests: Mapping[str, Json]) -> tuple[
         if run.suite != suite:
             rule = f"a record of suite {run.suite!r}, not of {suite!r}"
             raise UserError(problem(str(path), run.fingerprint, rule, f"run: dvc repro {stage_dir.name}@{suite}"))
+        if not run.name.isprintable():
+            rule = "the name of an experiment has characters that cannot be printed"
+            raise UserError(problem(f"{path}: {run.fingerprint}", run.name, rule, "give it another in the suite"))
         if (run.name, run.seed) in seen:
             rule = f"{run.name!r} with seed {run.seed} is recorded twice"
             raise UserError(problem(str(path), run.fingerprint, rule, "keep one of them"))

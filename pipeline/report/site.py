@@ -1,32 +1,41 @@
 """The report folder: tables and figures of every suite, what DVC compares, and one page with all of it.
 
-The page is a single file: figures are embedded, nothing is loaded from anywhere, no script is needed.
+The page is a single file: figures, style and script are embedded, nothing is loaded from anywhere. All of its content
+is there without the script, which sorts and filters tables and shows what a figure's points are.
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from pipeline.measures import TASKS, Task
 from pipeline.report import claims_table, formats, paired
 from pipeline.report.agreement import agreements, sentence
+from pipeline.report.behind import page_table
 from pipeline.report.budget_figure import NAME as BUDGETS
 from pipeline.report.budget_figure import describe, draw_budgets
 from pipeline.report.budgets import budget_table
 from pipeline.report.figures import save, write_figures
 from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
-from pipeline.report.records import Records, Run, by_name
-from pipeline.report.tables import COMPLETE, comparison, rows, sweep
+from pipeline.report.records import Records
+from pipeline.report.tables import comparison, rows, sweep
 
-CAPTION = "{} on the test split: mean ± standard deviation over seeds. Open a row's runs to see where it comes from."
-EMBED_AS = {"what-the-model-sees": "png"}  # pixels; the others are drawings
-MIME = {"png": "image/png", "svg": "image/svg+xml"}
+CAPTION = (
+    "{} on the test split: mean ± standard deviation over seeds. An underlined number opens what is behind it; the "
+    "runs below a row say where it comes from."
+)
+PAGE_BYTES = 2_000_000  # the page is below it, as far as pictures beside it can help
+NUM_COLORS = 256  # of an embedded picture; the file beside the page has all of them
 
 
 def figures(task: Task) -> dict[str, tuple[str, str]]:
@@ -47,10 +56,15 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
     }
 
 
-def write_report(suites: Sequence[Records], folder: Path) -> None:
-    """Fill `folder` with SUITE/table.{csv,md,tex} and so on, metrics.json, plots/ and index.html."""
+def write_report(suites: Sequence[Records], folder: Path, links: Mapping[str, str] | None = None) -> None:
+    """Fill `folder` with SUITE/table.{csv,md,tex} and so on, metrics.json, plots/ and index.html.
+
+    Args:
+        links: {SUITE/STAGE/FINGERPRINT: address of the run's page in MLflow}, as far as known.
+    """
+    drawings: dict[Path, str] = {}
     for records in suites:
-        write_suite(records, folder / records.suite)
+        drawings |= write_suite(records, folder / records.suite)
         for picture in sorted((folder / records.suite / "figures").glob("*.png")):
             copy = folder / "plots" / "pictures" / f"{records.suite}-{picture.name}"
             write_bytes_atomic(copy, picture.read_bytes())
@@ -59,21 +73,27 @@ def write_report(suites: Sequence[Records], folder: Path) -> None:
         mine = [records for records in suites if records.task == task]
         write_text_atomic(folder / "plots" / task.points_csv, table_points(mine, task))
         write_text_atomic(folder / "plots" / task.curves_csv, curve_points(mine, task))
-    write_text_atomic(folder / "index.html", build_page(suites, folder))
+    write_text_atomic(folder / "index.html", build_page(suites, folder, drawings, links or {}))
 
 
-def write_suite(records: Records, folder: Path) -> None:
-    """One suite's tables and figures, and what the README shows of them."""
+def write_suite(records: Records, folder: Path) -> dict[Path, str]:
+    """One suite's tables and figures, and what the README shows of them; returns what `write_figures` does."""
+    write_tables(records, folder)
+    write_budgets(records, folder)
+    drawn, known = write_figures(records, folder / "figures"), figures(records.task)
+    pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
+    write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
+    return drawn
+
+
+def write_tables(records: Records, folder: Path) -> None:
+    """One suite's tables as files, in every format."""
     write_text_atomic(folder / "table.csv", formats.to_csv(comparison(records)))
     write_text_atomic(folder / "table.md", formats.to_markdown(records))
     write_text_atomic(folder / "table.tex", formats.to_latex(records))
     write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
     write_tests(records, folder)
-    write_budgets(records, folder)
-    drawn, known = write_figures(records, folder / "figures"), figures(records.task)
-    pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
-    write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
 
 
 def write_tests(records: Records, folder: Path) -> None:
@@ -88,10 +108,11 @@ def write_tests(records: Records, folder: Path) -> None:
 
 def write_budgets(records: Records, folder: Path) -> None:
     """budgets.csv and its figure, where runs were asked at several token budgets."""
-    figure = draw_budgets(records)
-    if figure is not None:
-        write_text_atomic(folder / "budgets.csv", formats.to_csv(budget_table(records)))
-        save(figure, folder / "figures" / BUDGETS)
+    with mpl.rc_context({"text.parse_math": False}):  # names are text
+        figure = draw_budgets(records)
+        if figure is not None:
+            write_text_atomic(folder / "budgets.csv", formats.to_csv(budget_table(records)))
+            save(figure, folder / "figures" / BUDGETS)
 
 
 def table_points(suites: Iterable[Records], task: Task) -> str:
@@ -120,38 +141,51 @@ def curve_points(suites: Iterable[Records], task: Task) -> str:
     return formats.to_csv(pd.DataFrame(points, columns=["series", "seed", "samples", task.val]))
 
 
-def build_page(suites: Sequence[Records], folder: Path) -> str:
-    """The HTML of index.html, with the figures found below `folder` embedded."""
+def build_page(suites: Sequence[Records], folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]) -> str:
+    """The HTML of index.html.
+
+    The pictures found below `folder` are embedded. Where that makes the page too large they are shown from there.
+
+    Args:
+        drawings: As `write_figures` returns them, of all suites.
+        links: As of `write_report`.
+    """
+    room = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(room),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [_section(records, folder / records.suite / "figures") for records in suites]
-    return environment.get_template("index.html.j2").render(sections=sections)
+    script, style = ((room / name).read_text() for name in ("page.js", "page.css"))
+    sections = [_section(records, folder / records.suite / "figures", drawings, links) for records in suites]
+    known = {"sections": sections, "script": script, "style": style, "allowed": _digest(script)}
+    page = environment.get_template("index.html.j2").render(known)
+    if len(page.encode()) > PAGE_BYTES:
+        for figure in (figure for section in sections for figure in section["figures"]):
+            figure["source"] = figure["file"]
+        page = environment.get_template("index.html.j2").render(known)
+    return page
 
 
-def _section(records: Records, folder: Path) -> dict[str, Any]:
+def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
-    finals, trials = (formats.readable(table, records) for table in (comparison(records), sweep(records)))
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
         "sizes": ", ".join(f"{number} {split}" for split, number in sizes.items()),
-        "titles": [(title, title in formats.NUMERIC) for title in finals],
         "measure": records.task.said,
         "caption": CAPTION.format(records.task.first.title.removesuffix(" (%)")),
-        "rows": _table(comparison(records), finals, records, records.runs),
-        "trials": _table(sweep(records), trials, records, records.trials),
         "claims": claims_table.shown(claims_table.judge_records(records)),
         "budgets": _plain(formats.readable_budgets(records)),
+        "table": page_table(comparison(records), records, records.runs, links),
+        "sweep": page_table(sweep(records), records, records.trials, links),
         "agreements": [sentence(pair) for pair in agreements(records)],
         "notes": notes(records),
         "figures": [
-            _figure(folder, name, *texts)
+            _figure(folder / f"{name}.png", records.suite, *texts, drawings.get(folder / f"{name}.png", ""))
             for name, texts in figures(records.task).items()
             if (folder / f"{name}.png").is_file()
         ],
@@ -165,40 +199,26 @@ def _plain(table: pd.DataFrame) -> dict[str, Any]:
     return {"titles": marks, "rows": cells}
 
 
-def _table(table: pd.DataFrame, readable: pd.DataFrame, records: Records, runs: Iterable[Run]) -> list[dict[str, Any]]:
-    groups = by_name(runs)
-    return [
-        {
-            "cells": [(text, title in formats.NUMERIC) for title, text in zip(readable, texts, strict=True)],
-            "complete": row.status == COMPLETE,
-            "front": getattr(row, "pareto", False),
-            "runs": [_run(run, records.task) for run in groups[row.experiment]],
-        }
-        for row, texts in zip(rows(table), rows(readable), strict=True)
-    ]
-
-
-def _run(run: Run, task: Task) -> dict[str, Any]:
-    revision = run.provenance.get("commit")
-    checkout = f"git checkout {revision[:10]} && " if revision else ""
+def _figure(path: Path, suite: str, title: str, description: str, drawing: str) -> dict[str, str]:
     return {
-        "id": run.fingerprint,
-        "seed": run.seed,
-        "test": formats.percent((run.test or {}).get(task.first.name)),
-        "commit": run.commit,
-        "workers": "unknown" if run.world_size is None else run.world_size,
-        "wall": "unknown" if run.wall_s is None else f"{run.wall_s:.0f} s",
-        "status": run.problem or COMPLETE,
-        "command": f"{checkout}dvc repro {run.stage}@{run.suite}",
-    }
-
-
-def _figure(folder: Path, name: str, title: str, description: str) -> dict[str, str]:
-    kind = EMBED_AS.get(name, "svg")
-    content = base64.b64encode((folder / f"{name}.{kind}").read_bytes()).decode()
-    return {
-        "name": name,
+        "name": path.stem,
         "title": title,
         "description": description,
-        "source": f"data:{MIME[kind]};base64,{content}",
+        "drawing": drawing,
+        "source": "" if drawing else _embedded(path),
+        "file": f"{suite}/figures/{path.name}",
     }
+
+
+def _embedded(path: Path) -> str:
+    """A picture as a data URI, in few colours: a third of the bytes."""
+    file = io.BytesIO()
+    with Image.open(path, formats=["PNG"]) as picture:
+        few = picture.convert("RGB").quantize(NUM_COLORS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(file, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _digest(script: str) -> str:
+    """By which the page's security policy knows its one script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -18,11 +19,13 @@ from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
-from pipeline.tracking.uri import check_there, check_uri, refused, resolve_uri, sqlite_path
+from pipeline.tracking.uri import check_there, check_uri, page_root, refused, resolve_uri, sqlite_path
 
 KEY = "dart.key"
 SYNCED = "dart.synced"  # which state of the files a finished run of the ledger shows
 PICTURE = "what-the-model-sees.png"
+REPORT = "report/index.html"  # as the stage `report` calls it
+NOTE = "mlflow.note.content"  # what MLflow shows as the experiment's description
 _BATCH = 1000  # MLflow's limit of metrics per call; of params and tags it is 100
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's words
 
@@ -99,15 +102,29 @@ class Ledger:
             raise
         return True
 
+    def addresses(self) -> dict[str, str]:
+        """{SUITE/STAGE/FINGERPRINT: the run's page on the MLflow server}; empty where there is no server."""
+        root = page_root(self.uri)
+        if root is None:
+            return {}
+        found, token = {}, None
+        while token != "":
+            runs = self._client.search_runs([self._experiment], f"tags.`{KEY}` LIKE '%'", page_token=token)
+            for run in runs:
+                found[run.data.tags[KEY]] = f"{root}/#/experiments/{self._experiment}/runs/{run.info.run_id}"
+            token = runs.token or ""
+        return found
+
     def _find_experiment(self) -> str:
+        note = f"Tables and figures: `{REPORT}#{self.suite}` in the project's folder."
         found = self._client.get_experiment_by_name(self.suite)
         if found is None:
             database = sqlite_path(self.uri)
             # A server knows where its artifacts go; beside a local database they lie in mlartifacts/.
             location = (database.parent / "mlartifacts" / self.suite).as_uri() if database else None
             # The kind makes the UI open on runs and curves instead of its pages for language models.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return str(self._client.create_experiment(self.suite, artifact_location=location, tags=kind))
+            tags = {"mlflow.experimentKind": "custom_model_development", NOTE: note}
+            return str(self._client.create_experiment(self.suite, artifact_location=location, tags=tags))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -137,7 +154,9 @@ class Ledger:
         return self._find_or_create(f"{self.suite}/{stage}", stage, f"{self.suite} {stage}", start_ms)
 
     def _nesting(self, run: RunFiles) -> dict[str, str]:
-        return {"mlflow.parentRunId": self._parent(run.stage), "dart.experiment": str(run.entry["name"])}
+        name = str(run.entry["name"])
+        row = f"{REPORT}#{self.suite}/{run.stage}/{quote(name)}"
+        return {"mlflow.parentRunId": self._parent(run.stage), "dart.experiment": name, "dart.report": row}
 
     def _send_identity(self, run_id: str, run: RunFiles, manifest: Path | None, tags: Mapping[str, str]) -> None:
         params = {**flatten(run.entry["science"]), "model_name": run.entry["model_name"]}

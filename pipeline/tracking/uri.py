@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.errors import UserError, problem
 
@@ -25,6 +26,14 @@ def resolve_uri(uri: str, root: Path | None = None) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite URI, None for any other."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def page_root(uri: str) -> str | None:
+    """Where a tracking server shows its pages, without a name and password; None for anything else."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def check_uri(uri: str) -> None:

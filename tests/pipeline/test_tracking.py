@@ -24,9 +24,10 @@ from pipeline.files import write_json_atomic
 from pipeline.journal import JOURNAL_NAME, Journal, curves, read_journal
 from pipeline.tracking.__main__ import SERVER_ENVIRONMENT, door_options
 from pipeline.tracking.ledger import SYNCED, find_run_ids
+from pipeline.tracking.links import run_links
 from pipeline.tracking.mirror import mirror, open_ledger
 from pipeline.tracking.replay import replay
-from pipeline.tracking.uri import check_uri, resolve_uri
+from pipeline.tracking.uri import check_uri, page_root, resolve_uri
 
 SUITE = "tiny"
 DATA_SHA = "ab" * 32
@@ -124,6 +125,7 @@ def test_a_mirrored_run_has_everything(tmp_path: Path, uri: str, runs: Path) -> 
     assert run.data.tags["mlflow.parentRunId"] == shown(uri, f"{SUITE}/train").info.run_id
     assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
     assert run.data.tags["dart.versions.torch"] == "2.13"
+    assert run.data.tags["dart.report"] == f"report/index.html#{SUITE}/train/dart-4"
     (dataset,) = [entry.dataset for entry in run.inputs.dataset_inputs]
     assert dataset.digest == DATA_SHA[:36]
     assert json.loads(dataset.source)["manifest_sha256"] == DATA_SHA
@@ -387,9 +389,29 @@ def test_a_tracker_killed_in_mid_run_costs_no_point(
         server = start_server(tmp_path, port)
         assert replay(uri, SUITE, runs, tmp_path / "results") == 1
         assert history(uri, f"{SUITE}/train/f1", "train_loss") == journalled(runs, "f1", "train_loss")
-        assert shown(uri, f"{SUITE}/train/f1").info.status == "FINISHED"
+        run = shown(uri, f"{SUITE}/train/f1")
+        assert run.info.status == "FINISHED"
+        address = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        assert run_links(uri, [SUITE])[f"{SUITE}/train/f1"] == address
     finally:
         stop_server(server)
+
+
+def test_a_database_has_no_pages_and_a_server_that_is_gone_costs_one_line(
+    uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_links(uri, [SUITE]) == {}
+    assert capsys.readouterr().err == ""
+    gone = f"http://somebody:secret@127.0.0.1:{free_port()}"
+    assert run_links(gone, [SUITE]) == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: no links to MLflow on the page (tracking.uri = '{page_root(gone)}': no answer")
+    assert "secret" not in line
+
+
+def test_links_do_not_tell_the_password() -> None:
+    assert page_root("https://somebody:secret@lab.example:5000/mlflow/") == "https://lab.example:5000/mlflow"
+    assert page_root("sqlite:////tmp/mlflow.db") is None
 
 
 def test_the_pages_are_answered_under_the_names_that_are_allowed_and_no_other() -> None:

@@ -136,7 +136,7 @@ def test_the_picture_shows_the_runs_of_one_budget_and_what_counts_of_their_answe
     bar, background = 0.5, (96 * 72 - 36 * 12) / (96 * 72 - 36 * 12 / 2)
     assert figure.axes[2].get_xlabel() == f"mIoU {50 * (bar + background):.1f}%"
     assert figure.axes[5].get_xlabel() == "mIoU 100.0%"
-    once, twice = (write_figures(records, tmp_path / name)[-1] for name in ("once", "twice"))
+    once, twice = (list(write_figures(records, tmp_path / name))[-1] for name in ("once", "twice"))
     assert once.stem == "what-the-model-sees"
     assert once.read_bytes() == twice.read_bytes()
 

@@ -213,7 +213,7 @@ def test_hostile_names_are_escaped(lab: Any) -> None:
     lab.edit("train/runs.json", lambda content: [run.update(name=HOSTILE) for run in content["runs"][:1]])
     records = lab.load()
     assert next(csv.DictReader(io.StringIO(formats.to_csv(comparison(records)))))["experiment"] == "'" + HOSTILE
-    assert r"=cmd\|<b>" in formats.to_markdown(records)
+    assert r"=cmd\|&lt;b>&_%$\\x" in formats.to_markdown(records)
     assert r"=cmd|<b>\&\_\%\$\textbackslash x" in formats.to_latex(records)
 
 
