@@ -50,6 +50,10 @@ DART_ONLY = (
     *("score_floor", "score_blur", "row_weight"),
 )
 PARTITIONS = ("flow", "grid")
+# What takes tokens away inside a transformer (dart.baselines), the options that each reads beside `keep`, and of which
+# backbones it can.
+REDUCERS: dict[str, tuple[str, ...]] = {"tome": (), "evit": ("fuse",), "dynamicvit": ("ratio_weight",), "ats": ()}
+REDUCED = ("vit", "deit")
 ROW_WEIGHTS = ("mass", "density")
 SAMPLINGS = ("area", "point")
 POS_EMBEDS = ("geometry", "table")

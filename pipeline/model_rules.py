@@ -1,10 +1,11 @@
 """What a model is: the sections `model` and `tokenizer` of a suite."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dart import registry
+from dart.baselines.schedule import plan_counts
 from pipeline.errors import problem
 from pipeline.mask_rules import WARP_UNREAD
 from pipeline.schema import MISSING, Strict, inconsistent, one_of, several
@@ -13,6 +14,35 @@ from pipeline.schema import MISSING, Strict, inconsistent, one_of, several
 INVARIANT_ONLY = ("partition", "row_weight", "score_floor", "score_blur", "sampling", "pos_embed")
 # Of score networks that are more than a few convolutions of our own.
 SCORER_KEYS = ("pretrained_scorer", "frozen_scorer", "score_input")
+
+
+class ReducerConfig(Strict):
+    """What takes tokens away between the blocks; `dart.baselines` explains each name and what `keep` means for it.
+
+    A key is null, or left out, exactly where the name has no such choice.
+    """
+
+    name: Annotated[str, one_of(registry.REDUCERS)]
+    keep: Annotated[float, Field(gt=0, le=1)]  # share of the patch tokens that the last block leaves
+    fuse: bool | None = None  # evit: what is left out becomes one token
+    ratio_weight: Annotated[float, Field(ge=0)] | None = None  # dynamicvit: of the loss on the shares that are kept
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "ReducerConfig":
+        problems = []
+        for key in ("fuse", "ratio_weight"):
+            value, read = getattr(self, key), key in registry.REDUCERS[self.name]
+            if read and value is None:
+                problems.append(f"{key}: {MISSING}")
+            elif not read and value is not None:
+                problems.append(problem(key, value, f"{self.name} has no such choice", "null, or leave it out"))
+        if problems:
+            raise several(problems)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _say_what_is_read(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if value is not None}
 
 
 class ModelConfig(Strict):
@@ -27,12 +57,17 @@ class ModelConfig(Strict):
     head: Annotated[str, one_of(registry.HEADS)] | None = None  # that gives every pixel a class; None: the image one
     pretrained: bool | None = None  # of the head upernet: the backbone starts from published weights, downloaded once
 
+    reducer: ReducerConfig | None = None  # what takes tokens away between the blocks; None: nothing does
+
     @model_validator(mode="after")
     def _backbone_has_variant(self) -> "ModelConfig":
         known = registry.VARIANTS[self.backbone]
         if self.variant not in known:
             rule = f"not of backbone {self.backbone}"
             raise inconsistent("variant", self.variant, rule, f"known: {', '.join(known)}")
+        if self.reducer is not None and (self.backbone not in registry.REDUCED or self.head is not None):
+            rule = f"only of classifiers with backbone {' or '.join(registry.REDUCED)}"
+            raise inconsistent("reducer", self.reducer.name, rule, "null, or leave it out")
         return self
 
 
@@ -95,3 +130,15 @@ class TokenizerConfig(Strict):
         if self.mode == "invariant" and (value == "full" or (isinstance(value, int) and value % 32)):
             return [problem("score_input", value, "must be a multiple of 32 pixels", "try 224")]
         return []
+
+
+def reducer_problems(model: ModelConfig, token_budget: int, where: str) -> list[str]:
+    """That a reducer cannot leave as few tokens as it is told, which depends on how many there are."""
+    if model.reducer is None:
+        return []
+    depth = registry.VARIANTS[model.backbone][model.variant]["depth"]
+    try:
+        plan_counts(model.reducer.name, model.reducer.keep, token_budget, depth)
+    except ValueError as error:
+        return [f"{where}model.{error}"]
+    return []

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dart.baselines.schedule import plan_counts
 from dart.registry import VARIANTS
 from pipeline.config import Trial
 from pipeline.provenance import hash_json
@@ -80,6 +81,9 @@ def _speed_key(science: dict[str, Any]) -> str:
 
 
 def _macs(science: dict[str, Any]) -> float:
-    return macs_of_tokens(
-        science["model"]["backbone"], science["model"]["variant"], science["tokenizer"]["token_budget"]
-    )
+    model, tokens = science["model"], science["tokenizer"]["token_budget"]
+    backbone, variant = model["backbone"], model["variant"]
+    if (reducer := model.get("reducer")) is None or "ratio_weight" in reducer:  # which masks tokens while it learns
+        return macs_of_tokens(backbone, variant, tokens)
+    left = plan_counts(reducer["name"], reducer["keep"], tokens, VARIANTS[backbone][variant]["depth"])
+    return sum(macs_of_tokens(backbone, variant, count) for count in (tokens, *left[:-1])) / len(left)

@@ -11,7 +11,7 @@ from pipeline.clip_rules import clip_problems
 from pipeline.config import ExperimentConfig, Overrides, Strict, Suite, TrainConfig, Trial, check_trial
 from pipeline.errors import ConfigError, problem, unknown_name
 from pipeline.mask_rules import mask_problems
-from pipeline.model_rules import ModelConfig, TokenizerConfig
+from pipeline.model_rules import ModelConfig, ReducerConfig, TokenizerConfig
 from pipeline.recipe import merge
 from pipeline.validation import explain_validation
 
@@ -150,13 +150,17 @@ def _shape_problems(trial: Trial) -> list[str]:
 
 
 def _overrides(values: Mapping[str, Any]) -> Overrides:
-    """{'model.variant': 'nano'} -> Overrides(model={'variant': 'nano'})."""
+    """{'model.variant': 'nano', 'model.reducer.keep': 0.5} -> Overrides(model={'variant': ..., 'reducer': {...}})."""
     nested: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in values.items():
-        section, leaf = key.split(".", 1)
-        nested[section][leaf] = deepcopy(value)
+        section, *inner, leaf = key.split(".")
+        found = nested[section]
+        for part in inner:
+            found = found.setdefault(part, {})
+        found[leaf] = deepcopy(value)
     return Overrides(**nested)
 
 
 def _dotted_keys() -> list[str]:
-    return [f"{section}.{key}" for section, schema in SECTIONS.items() for key in schema.model_fields]
+    keys = [f"{section}.{key}" for section, schema in SECTIONS.items() for key in schema.model_fields]
+    return [*keys, *(f"model.reducer.{key}" for key in ReducerConfig.model_fields)]
