@@ -70,6 +70,11 @@ class ModelConfig(Strict):
             raise inconsistent("reducer", self.reducer.name, rule, "null, or leave it out")
         return self
 
+    @property
+    def learned_reducer(self) -> str | None:
+        """The name of the reducer, if it has parameters."""
+        return self.reducer.name if self.reducer is not None and self.reducer.ratio_weight is not None else None
+
 
 class TokenizerConfig(Strict):
     """How an image is cut into tokens; `dart.tokenizer` and `dart.scorer` explain each key.

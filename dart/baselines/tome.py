@@ -50,7 +50,7 @@ def match(metric: Tensor, num_gone: int) -> Tensor:
     The r best pairs are merged; of several that choose the same partner all join it.
 
     Args:
-        metric: (B, n, d), compared by their cosine.
+        metric: (B, n, d), compared by their cosine; n is at least 2.
         num_gone: r, at most half of n.
 
     Returns:

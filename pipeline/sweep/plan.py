@@ -142,6 +142,7 @@ def _shape_problems(trial: Trial) -> list[str]:
         for section, keys in SHAPING.items()
         for key in keys
     }
+    values["model.reducer.name"] = (trial.model.learned_reducer, parent.model.learned_reducer)
     return [
         problem(f"experiments.{trial.name}.{key}", ours, f"{parent.name}, where it starts from, has {theirs!r}")
         for key, (ours, theirs) in values.items()

@@ -49,8 +49,7 @@ class Classification:
         train = setup.trial.train
         self.setup = setup
         self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
-        reducer = setup.trial.model.reducer
-        self.has_auxiliary = reducer is not None and reducer.ratio_weight is not None
+        self.has_auxiliary = setup.trial.model.learned_reducer is not None
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Labels (B,), or the targets (B, K) that mixing makes of them, smoothed already."""
