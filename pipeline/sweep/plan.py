@@ -61,7 +61,7 @@ def plan_sweep(suite: Suite) -> list[Trial]:
     if not problems:
         for point in itertools.product(*suite.sweep.grid.values()):
             values = dict(zip(suite.sweep.grid, point, strict=True))
-            name = "-".join(str(value) for value in point)
+            name = "-".join(_word(value) for value in point)
             trials += _trials(suite, name, _overrides(values), suite.sweep.seeds, "sweep.grid: ", problems)
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
@@ -148,6 +148,11 @@ def _shape_problems(trial: Trial) -> list[str]:
         for key, (ours, theirs) in values.items()
         if ours != theirs
     ]
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a trial's name; of a mapping, its values."""
+    return "-".join(map(_word, value.values())) if isinstance(value, Mapping) else str(value)
 
 
 def _overrides(values: Mapping[str, Any]) -> Overrides:

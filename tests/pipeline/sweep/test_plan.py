@@ -47,6 +47,9 @@ def test_a_grid_of_reducers_is_one_of_names_and_shares(tiny_suite: Suite) -> Non
     assert [trial.model.reducer.model_dump() for trial in trials[:2]] == [
         {"name": "tome", "keep": 1.0}, {"name": "tome", "keep": 0.5},
     ]  # fmt: skip
+    whole = [{"name": "evit", "keep": 0.5, "fuse": True}, {"name": "ats", "keep": 0.25}, None]
+    trials = plan_sweep(with_sweep(tiny_suite, {"tokenizer.token_budget": [9], "model.reducer": whole}))
+    assert [trial.name for trial in trials] == ["9-evit-0.5-True", "9-ats-0.25", "9-None"]
     with pytest.raises(ConfigError, match=r"sweep.grid = 'model.reducer.kepe': unknown; did you mean 'model.reducer.k"):
         plan_sweep(with_sweep(tiny_suite, {"model.reducer.kepe": [0.5]}))
 
