@@ -13,7 +13,7 @@ from dart.baselines.build import build_reducer
 from dart.baselines.dynamicvit import LearnedPruning, masked_attention
 from dart.baselines.evit import AttentivePruning, fuse_others, renumber
 from dart.baselines.stream import Heads, Stream, attention_weights, log_bias, mix, project, received, restore
-from dart.baselines.tome import match, merge
+from dart.baselines.tome import TokenMerging, match, merge
 
 SHAPES = {"num_tokens": st.integers(4, 33), "seed": st.integers(0, 10**6), "share": st.floats(0.0, 0.5)}
 
@@ -80,6 +80,23 @@ def test_proportional_attention_is_attention_over_duplicated_tokens() -> None:
         ours = mix(attn, project(attn, distinct), log_bias(weights, prefix))
         theirs = attn(duplicated).split(copies.tolist(), 1)
         torch.testing.assert_close(ours, torch.cat([one[:, :1] for one in theirs], 1))
+
+
+@pytest.mark.parametrize("count", [6, 4])
+def test_a_block_on_merged_tokens_is_the_block_on_all_of_them(count: int) -> None:
+    """Whether it merges more of them or not: those it leaves alone, and the class token, are as if none was merged."""
+    layer, distinct, copies = block(), tokens_of(2, 1 + 6), torch.tensor([1, 2, 1, 3, 1, 1, 2])
+    whole = layer(distinct.repeat_interleave(copies, 1))[:, copies.cumsum(0) - 1]
+    reducer = TokenMerging(0.5, 1, 1, True)
+    sizes = copies[1:].double().expand(2, -1)
+    stream = reducer.step(0, layer, reducer.follow(distinct)._replace(weights=sizes), count)
+    torch.testing.assert_close(stream.tokens[:, 0], whole[:, 0])
+    for image in range(2):
+        places = stream.places[image].tolist()
+        alone = [token for token, place in enumerate(places) if places.count(place) == 1]
+        assert len(alone) >= 2
+        for token in alone:
+            torch.testing.assert_close(stream.tokens[image, 1 + places[token]], whole[image, 1 + token])
 
 
 def test_attention_taken_apart_is_timms() -> None:
