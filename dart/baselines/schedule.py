@@ -3,7 +3,8 @@
 `keep` is the share of the patch tokens that the last block leaves, class and register tokens not counted. On the way
 there each method goes as its paper goes:
 
-- ToMe merges in every block, as many in each as in any other ("a constant schedule").
+- ToMe merges in every block, as many in each as in any other ("a constant schedule"), or half of the tokens where so
+  many are no longer there.
 - EViT and ATS decide in the middle of the blocks at 1/4, 2/4 and 3/4 of the depth (of twelve: 3, 6 and 9, counted from
   0), by the attention in that block. Every stage leaves the same share of what it finds. (ATS has been published with
   more stages; the same three make it comparable.)
@@ -12,8 +13,6 @@ there each method goes as its paper goes:
 
 So a number of tokens is no measure of cost between methods: compare multiply-accumulates, which are counted.
 """
-
-import itertools
 
 from dart.registry import REDUCERS
 
@@ -42,8 +41,8 @@ def plan_counts(name: str, keep: float, num_tokens: int, depth: int) -> tuple[in
         depth: Number of blocks.
 
     Raises:
-        ValueError: an unknown name, a share out of range, or more merging in a block than ToMe can do: at most half of
-            the tokens find a partner.
+        ValueError: an unknown name, a share out of range, or more merging than ToMe can do: in every block at most half
+            of the tokens find a partner.
     """
     check_reducer(name, keep)
     if name == "tome":
@@ -63,17 +62,19 @@ def check_reducer(name: str, keep: float) -> None:
 
 def _even_counts(keep: float, num_tokens: int, depth: int) -> tuple[int, ...]:
     left = max(1, round(keep * num_tokens))
-    counts = _leave(left, num_tokens, depth)
-    if not _at_most_halved(counts):
-        rule = f"tome merges at most half of the tokens in a block, and as many in each of {depth}"
-        least = next(k for k in range(left, num_tokens + 1) if _at_most_halved(_leave(k, num_tokens, depth)))
+    least = num_tokens
+    for _ in range(depth):
+        least = (least + 1) // 2
+    if left < least:
+        rule = f"tome merges at most half of the tokens in each of {depth} blocks"
         raise ValueError(f"reducer.keep = {keep!r}: {rule}; use at least {least} / {num_tokens}")
-    return counts[1:]
+    found = (_leave(gone, left, num_tokens, depth) for gone in range(num_tokens - left, depth * num_tokens + 1))
+    return next(counts for counts in found if counts[-1] == left)
 
 
-def _leave(left: int, num_tokens: int, depth: int) -> tuple[int, ...]:
-    return tuple(num_tokens - (num_tokens - left) * block // depth for block in range(depth + 1))
-
-
-def _at_most_halved(counts: tuple[int, ...]) -> bool:
-    return all(2 * after >= before for before, after in itertools.pairwise(counts))
+def _leave(gone: int, left: int, num_tokens: int, depth: int) -> tuple[int, ...]:
+    """`gone` tokens spread over the blocks, but never more than half of what comes, and never less than `left`."""
+    counts = [num_tokens]
+    for block in range(1, depth + 1):
+        counts.append(max(num_tokens - gone * block // depth, (counts[-1] + 1) // 2, left))
+    return tuple(counts[1:])

@@ -130,7 +130,7 @@ def problems(folder: Path, changes: dict) -> list[str]:
         ),
         (
             {"model/reducer": {"name": "tome", "keep": 0.1}},
-            "model.reducer.keep = 0.1: tome merges at most half of the tokens in a block",
+            "model.reducer.keep = 0.1: tome merges at most half of the tokens in each of 3 blocks",
         ),
         (
             {"model/backbone": "vim", "model/variant": "nano", "model/reducer": {"name": "tome", "keep": 0.5}},

@@ -196,6 +196,25 @@ def test_the_counter_counts_what_is_left_and_the_matching() -> None:
     assert saved == tome_macs([36] * 4, 64, 2.0, 16) - tome_macs([36, 30, 24, 18], 64, 2.0, 16)
 
 
+@pytest.mark.parametrize(
+    ("reducer", "keep", "published"),
+    [
+        ("tome", 1 - 12 * 8 / 196, 3.4),  # 8, 13 and 16 merges in each of 12 blocks
+        ("tome", 1 - 12 * 13 / 196, 2.7),
+        ("tome", 10 / 196, 2.3),
+        ("evit", 0.7**3, 3.0),  # the share that each of three stages keeps
+        ("evit", 0.5**3, 2.3),
+        ("dynamicvit", 0.7**3, 2.9),
+        ("ats", 0.7**3, 2.9),
+    ],
+)
+def test_a_reduced_deit_small_costs_what_is_published(reducer: str, keep: float, published: float) -> None:
+    """The papers' GFLOPs, to one decimal; stages differ in ATS, and whether a predictor is counted is not said."""
+    with torch.device("meta"):
+        model = dart.models.build("uniform_deit_small", reducer=reducer_of(reducer, keep)).eval()
+        assert count_macs(model, (1, 3, 448, 448)) / 1e9 == pytest.approx(published, abs=0.1)
+
+
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_cost_falls_with_the_share_and_is_that_of_any_image(reducer: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode

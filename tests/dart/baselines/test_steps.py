@@ -276,7 +276,7 @@ def test_repeated_samples_take_the_first_place() -> None:
         ({"name": "tome", "keep": 0.5, "fuse": True}, "tome has exactly these options: name, keep"),
         ({"name": "evit", "keep": 0.5}, "evit has exactly these options: name, keep, fuse"),
         ({"name": "dynamicvit", "keep": 0.5, "ratio_weight": -1.0}, "ratio_weight = -1.0: must be at least 0"),
-        ({"name": "tome", "keep": 0.1}, "use at least 16 / 64"),
+        ({"name": "tome", "keep": 0.1}, "use at least 8 / 64"),
     ],
 )
 def test_options_that_do_not_belong_are_refused(options: dict, sentence: str) -> None:
