@@ -64,6 +64,10 @@ DART_ONLY = (
 # And those that the others do not read besides.
 UNREAD = {"quadtree": ("partition",)}
 PARTITIONS = ("flow", "grid")
+# What takes tokens away inside a transformer (dart.baselines), the options that each reads beside `keep`, and of which
+# backbones it can.
+REDUCERS: dict[str, tuple[str, ...]] = {"tome": (), "evit": ("fuse",), "dynamicvit": ("ratio_weight",), "ats": ()}
+REDUCED = ("vit", "deit")
 ROW_WEIGHTS = ("mass", "density")
 SAMPLINGS = ("area", "point")
 POS_EMBEDS = ("geometry", "table")

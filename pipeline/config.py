@@ -19,7 +19,7 @@ from pipeline.clip_rules import ViewsConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import ConfigError, UserError, problem, unknown_name
 from pipeline.mask_rules import TestMasksConfig, head_problems
-from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig, tokenizer_problems
+from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig, fitting_problems
 from pipeline.placement import Placement, Tracking
 from pipeline.recipe import TrainConfig
 from pipeline.schema import Budgets, Seed, Strict
@@ -111,7 +111,7 @@ class Trial(Strict):
         unread = set() if self.tokenizer.name == "dart" else {*registry.unread_options(self.tokenizer.name), "mode"}
         unread |= {key for key in (*INVARIANT_ONLY, *SCORER_KEYS) if getattr(self.tokenizer, key) is None}
         tokenizer = self.tokenizer.model_dump(mode="json", exclude=unread)
-        unsaid = {key for key in ("num_frames", "head", "pretrained") if getattr(self.model, key) is None}
+        unsaid = {key for key in ("num_frames", "head", "pretrained", "reducer") if getattr(self.model, key) is None}
         return {"model": self.model.model_dump(mode="json", exclude=unsaid), "tokenizer": tokenizer}
 
     def science(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def check_trial(trial: Trial, where: str) -> list[str]:
     if trial.num_workers:
         key, paired = f"{where}train.global_batch_size", train.mixing is not None
         problems += indivisible_batch(key, train.global_batch_size, trial.num_workers, paired)
-    return problems + head_problems(trial, where) + tokenizer_problems(trial, where)
+    return problems + head_problems(trial, where) + fitting_problems(trial, where)
 
 
 def indivisible_batch(where: str, global_batch_size: int, world_size: int, paired: bool = False) -> list[str]:

@@ -1,10 +1,11 @@
 """What a model is: the sections `model` and `tokenizer` of a suite."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dart import registry
+from dart.baselines.schedule import plan_counts
 from pipeline.errors import problem
 from pipeline.mask_rules import WARP_UNREAD
 from pipeline.schema import MISSING, Strict, inconsistent, one_of, several
@@ -16,6 +17,35 @@ if TYPE_CHECKING:
 INVARIANT_ONLY = ("partition", "row_weight", "score_floor", "score_blur", "sampling", "pos_embed")
 # Of score networks that are more than a few convolutions of our own.
 SCORER_KEYS = ("pretrained_scorer", "frozen_scorer", "score_input")
+
+
+class ReducerConfig(Strict):
+    """What takes tokens away between the blocks; `dart.baselines` explains each name and what `keep` means for it.
+
+    A key is null, or left out, exactly where the name has no such choice.
+    """
+
+    name: Annotated[str, one_of(registry.REDUCERS)]
+    keep: Annotated[float, Field(gt=0, le=1)]  # share of the patch tokens that the last block leaves
+    fuse: bool | None = None  # evit: what is left out becomes one token
+    ratio_weight: Annotated[float, Field(ge=0)] | None = None  # dynamicvit: of the loss on the shares that are kept
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "ReducerConfig":
+        problems = []
+        for key in ("fuse", "ratio_weight"):
+            value, read = getattr(self, key), key in registry.REDUCERS[self.name]
+            if read and value is None:
+                problems.append(f"{key}: {MISSING}")
+            elif not read and value is not None:
+                problems.append(problem(key, value, f"{self.name} has no such choice", "null, or leave it out"))
+        if problems:
+            raise several(problems)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _say_what_is_read(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if value is not None}
 
 
 class ModelConfig(Strict):
@@ -30,13 +60,23 @@ class ModelConfig(Strict):
     head: Annotated[str, one_of(registry.HEADS)] | None = None  # that gives every pixel a class; None: the image one
     pretrained: bool | None = None  # of the head upernet: the backbone starts from published weights, downloaded once
 
+    reducer: ReducerConfig | None = None  # what takes tokens away between the blocks; None: nothing does
+
     @model_validator(mode="after")
     def _backbone_has_variant(self) -> "ModelConfig":
         known = registry.VARIANTS[self.backbone]
         if self.variant not in known:
             rule = f"not of backbone {self.backbone}"
             raise inconsistent("variant", self.variant, rule, f"known: {', '.join(known)}")
+        if self.reducer is not None and (self.backbone not in registry.REDUCED or self.head is not None):
+            rule = f"only of classifiers with backbone {' or '.join(registry.REDUCED)}"
+            raise inconsistent("reducer", self.reducer.name, rule, "null, or leave it out")
         return self
+
+    @property
+    def learned_reducer(self) -> str | None:
+        """The name of the reducer, if it has parameters."""
+        return self.reducer.name if self.reducer is not None and self.reducer.ratio_weight is not None else None
 
 
 class TokenizerConfig(Strict):
@@ -100,6 +140,12 @@ class TokenizerConfig(Strict):
         return []
 
 
+def fitting_problems(trial: "Trial", where: str) -> list[str]:
+    """Parts of a model that do not go together."""
+    model, tokenizer = trial.model, trial.tokenizer
+    return tokenizer_problems(trial, where) + reducer_problems(model, tokenizer.token_budget, where)
+
+
 def tokenizer_problems(trial: "Trial", where: str) -> list[str]:
     """A tokenizer that the backbone, or its head, does not have."""
     model, name = trial.model, trial.tokenizer.name
@@ -108,3 +154,15 @@ def tokenizer_problems(trial: "Trial", where: str) -> list[str]:
         return []
     rule = f"not of backbone {model.backbone}" if model.head is None else f"not of the head {model.head!r}"
     return [problem(f"{where}tokenizer.name", name, rule, f"known: {', '.join(known)}")]
+
+
+def reducer_problems(model: ModelConfig, token_budget: int, where: str) -> list[str]:
+    """That a reducer cannot leave as few tokens as it is told, which depends on how many there are."""
+    if model.reducer is None:
+        return []
+    depth = registry.VARIANTS[model.backbone][model.variant]["depth"]
+    try:
+        plan_counts(model.reducer.name, model.reducer.keep, token_budget, depth)
+    except ValueError as error:
+        return [f"{where}model.{error}"]
+    return []

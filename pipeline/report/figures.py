@@ -92,11 +92,11 @@ def learning_curves(records: Records) -> Figure | None:
         return None
     figure, ax = draw_axes("training samples seen (thousands)", f"validation {task.said} (%)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style = _styles([run.science["tokenizer"]["name"] for run in records.runs])
+    style = _styles([run.tokenizer for run in records.runs])
     num_lines = dict.fromkeys(style, 0)
     ends = []
     for name, lines in groups.items():
-        tokenizer = next(run for run in records.runs if run.name == name).science["tokenizer"]["name"]
+        tokenizer = next(run for run in records.runs if run.name == name).tokenizer
         color, marker = style[tokenizer]
         samples, values = _common(lines)
         mean, dashes = values.mean(0), DASHES[num_lines[tokenizer] % len(DASHES)]

@@ -75,6 +75,12 @@ class Run:
         """Equal for runs of the same model, whatever their training."""
         return architecture_key(self.science)
 
+    @property
+    def tokenizer(self) -> str:
+        """What makes its tokens, and what takes some away again: "dart", or "uniform + evit"."""
+        reducer = self.science["model"].get("reducer")
+        return " + ".join([self.science["tokenizer"]["name"], *([reducer["name"]] if reducer else [])])
+
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
         """{metric: {step: value}} of the journal, steps ascending."""

@@ -89,7 +89,7 @@ def _facts(run: Run, task: Task) -> dict[str, Any]:
         "seed": run.seed,
         "model": run.model_name,
         **{key: model[key] for key in ("backbone", "variant", "img_size")},
-        "tokenizer": tokenizer["name"],
+        "tokenizer": run.tokenizer,
         "token_budget": tokenizer["token_budget"],
         **{measure.name: test.get(measure.name) for measure in task.measures},
         task.val: run.metrics.get(task.val),

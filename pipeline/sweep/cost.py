@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dart.baselines.schedule import plan_counts
 from dart.registry import VARIANTS
 from pipeline.config import Trial
 from pipeline.provenance import hash_json
@@ -83,6 +84,13 @@ def _speed_key(science: dict[str, Any]) -> str:
 
 def _macs(science: dict[str, Any]) -> float:
     """Of a training sample, on average: several budgets come equally often."""
-    backbone, variant = science["model"]["backbone"], science["model"]["variant"]
     budgets = science["train"].get("token_budgets") or [science["tokenizer"]["token_budget"]]
-    return statistics.fmean(macs_of_tokens(backbone, variant, budget) for budget in budgets)
+    return statistics.fmean(_macs_at(science["model"], budget) for budget in budgets)
+
+
+def _macs_at(model: dict[str, Any], tokens: int) -> float:
+    backbone, variant = model["backbone"], model["variant"]
+    if (reducer := model.get("reducer")) is None or "ratio_weight" in reducer:  # which masks tokens while it learns
+        return macs_of_tokens(backbone, variant, tokens)
+    left = plan_counts(reducer["name"], reducer["keep"], tokens, VARIANTS[backbone][variant]["depth"])
+    return sum(macs_of_tokens(backbone, variant, count) for count in (tokens, *left[:-1])) / len(left)

@@ -12,7 +12,7 @@ from pipeline.clip_rules import clip_problems
 from pipeline.config import ExperimentConfig, Overrides, Strict, Suite, TrainConfig, Trial, check_trial
 from pipeline.errors import ConfigError, problem, unknown_name
 from pipeline.mask_rules import mask_problems
-from pipeline.model_rules import ModelConfig, TokenizerConfig
+from pipeline.model_rules import ModelConfig, ReducerConfig, TokenizerConfig
 from pipeline.recipe import merge
 from pipeline.validation import explain_validation
 
@@ -62,7 +62,7 @@ def plan_sweep(suite: Suite) -> list[Trial]:
     if not problems:
         for point in itertools.product(*suite.sweep.grid.values()):
             values = dict(zip(suite.sweep.grid, point, strict=True))
-            name = "-".join(str(value) for value in point)
+            name = "-".join(_word(value) for value in point)
             trials += _trials(suite, name, _overrides(values), suite.sweep.seeds, "sweep.grid: ", problems)
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
@@ -144,6 +144,7 @@ def _shape_problems(trial: Trial) -> list[str]:
         for section, keys in SHAPING.items()
         for key in keys
     }
+    values["model.reducer.name"] = (trial.model.learned_reducer, parent.model.learned_reducer)
     return [
         problem(f"experiments.{trial.name}.{key}", ours, f"{parent.name}, where it starts from, has {theirs!r}")
         for key, (ours, theirs) in values.items()
@@ -151,14 +152,23 @@ def _shape_problems(trial: Trial) -> list[str]:
     ]
 
 
+def _word(value: Any) -> str:
+    """A value as a part of a trial's name; of a mapping, its values."""
+    return "-".join(map(_word, value.values())) if isinstance(value, Mapping) else str(value)
+
+
 def _overrides(values: Mapping[str, Any]) -> Overrides:
-    """{'model.variant': 'nano'} -> Overrides(model={'variant': 'nano'})."""
+    """{'model.variant': 'nano', 'model.reducer.keep': 0.5} -> Overrides(model={'variant': ..., 'reducer': {...}})."""
     nested: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in values.items():
-        section, leaf = key.split(".", 1)
-        nested[section][leaf] = deepcopy(value)
+        section, *inner, leaf = key.split(".")
+        found = nested[section]
+        for part in inner:
+            found = found.setdefault(part, {})
+        found[leaf] = deepcopy(value)
     return Overrides(**nested)
 
 
 def _dotted_keys() -> list[str]:
-    return [f"{section}.{key}" for section, schema in SECTIONS.items() for key in schema.model_fields]
+    keys = [f"{section}.{key}" for section, schema in SECTIONS.items() for key in schema.model_fields]
+    return [*keys, *(f"model.reducer.{key}" for key in ReducerConfig.model_fields)]

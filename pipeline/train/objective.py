@@ -52,6 +52,7 @@ class Classification:
         self.setup = setup
         self.mixing = Mixing(train.mixing, train.label_smoothing, setup.num_classes) if train.mixing else None
         self.asked: dict[str, int] = {}  # of the model, beside the images, in this step
+        self.has_auxiliary = setup.trial.model.learned_reducer is not None
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Labels (B,), or the targets (B, K) that mixing makes of them, smoothed already."""
@@ -61,13 +62,18 @@ class Classification:
         return self.mixing(images, labels, step_seed(self.setup.trial.seed, step, MIXING))
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy."""
-        train = self.setup.trial.train
-        with autocast(train.precision):
-            logits = net(images, **self.asked)
-            if self.mixing:
-                return SoftTargetCrossEntropy()(logits, labels)
-            return F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
+        """Cross entropy, and what the model's reducer adds, if it learns by a loss of its own."""
+        with autocast(self.setup.trial.train.precision):
+            if not self.has_auxiliary:
+                return self.compare(net(images, **self.asked), labels)
+            answer = net(images, auxiliary=True, **self.asked)
+            return self.compare(answer.logits, labels) + answer.auxiliary
+
+    def compare(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy with labels (B,) or mixed targets (B, K)."""
+        if self.mixing:
+            return SoftTargetCrossEntropy()(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.setup.trial.train.label_smoothing)
 
     def sum_loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of samples."""

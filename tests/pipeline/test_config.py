@@ -131,6 +131,25 @@ def problems(folder: Path, changes: dict) -> list[str]:
             {"experiments/odd": {"tokenizer": {"name": "deformable", "mode": "paper"}}},
             "experiments.odd.tokenizer.mode = 'paper': only of dart, not of deformable; use invariant",
         ),
+        (
+            {"model/reducer": {"name": "tomee", "keep": 0.5}},
+            "model.reducer.name = 'tomee': unknown; did you mean 'tome'?",
+        ),
+        ({"model/reducer": {"name": "tome", "keep": 0.0}}, "model.reducer.keep = 0.0: "),
+        ({"model/reducer": {"name": "tome"}}, "model.reducer.keep: missing; science has no hidden defaults"),
+        ({"model/reducer": {"name": "evit", "keep": 0.5}}, "model.reducer.fuse: missing; science has no hidden"),
+        (
+            {"model/reducer": {"name": "ats", "keep": 0.5, "fuse": True}},
+            "model.reducer.fuse = True: ats has no such choice; null, or leave it out",
+        ),
+        (
+            {"model/reducer": {"name": "tome", "keep": 0.1}},
+            "model.reducer.keep = 0.1: tome merges at most half of the tokens in each of 3 blocks",
+        ),
+        (
+            {"model/backbone": "vim", "model/variant": "nano", "model/reducer": {"name": "tome", "keep": 0.5}},
+            "model.reducer = 'tome': only of classifiers with backbone vit or deit; null, or leave it out",
+        ),
         ({"tokenizer/mode": "papier"}, "tokenizer.mode = 'papier': unknown; did you mean 'paper'?"),
         ({"tokenizer/mode": "paper"}, "tokenizer.sampling = 'area': paper mode has no such choice"),
         ({"tokenizer/mode": "paper"}, "tokenizer.scorer = 'conv': not of mode paper; known: mobilenetv3_small_v1, "),
@@ -213,6 +232,17 @@ def test_a_mapping_inside_a_section_is_changed_key_by_key(tmp_path):
     suite = load_suite("digits", write_suite(tmp_path, changes))
     calm = next(trial for trial in plan_experiments(suite) if trial.name == "calm")
     assert calm.train.augment.model_dump() == {**MAPPING, "reprob": 0.0}
+
+
+def test_a_reducer_is_part_of_the_record_with_what_it_reads_and_of_no_other(tmp_path):
+    reducers = {"none": {}, "tome": {"keep": 0.5}, "evit": {"keep": 0.5, "fuse": False}}
+    experiments = {name: {"model": {"reducer": {"name": name, **options}}} for name, options in reducers.items()}
+    experiments["none"] = {"model": {"reducer": None}}
+    suite = load_suite("digits", write_suite(tmp_path, {"experiments": {"dart-36": {}, **experiments}}))
+    models = {trial.name: trial.architecture()["model"] for trial in plan_experiments(suite)}
+    assert models["none"] == models["dart-36"] == DIGITS["model"]
+    assert models["tome"] == {**DIGITS["model"], "reducer": {"name": "tome", "keep": 0.5}}
+    assert models["evit"]["reducer"] == {"name": "evit", "keep": 0.5, "fuse": False}
 
 
 def test_keys_without_a_meaning_are_no_part_of_the_record(tmp_path):

@@ -85,6 +85,17 @@ def test_rows_are_in_the_order_of_the_plan_with_mean_and_sample_deviation(lab: A
     assert dart.val_top1_mean == pytest.approx(dart.top1_mean + 0.01)
 
 
+def test_what_takes_tokens_away_is_named_beside_the_tokenizer(lab: Any) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for run in content["runs"]:
+            if run["name"] == "uniform-64":
+                run["science"]["model"]["reducer"] = {"name": "evit", "keep": 0.5, "fuse": True}
+
+    lab.edit("train/runs.json", change)
+    assert row_of(lab.load(), "uniform-64").tokenizer == "uniform + evit"
+    assert row_of(lab.load(), "dart-16").tokenizer == "dart"
+
+
 def test_a_check_of_the_number_of_workers_is_no_model_to_compare(lab: Any) -> None:
     records = lab.load()
     assert [run.name for run in records.checks] == ["dart-16-2workers"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Suite, Trial
+from pipeline.model_rules import ReducerConfig
 from pipeline.sweep.cost import ASSUMED_MACS_PER_S, estimate_worker_s, load_speed, relative_cost
 from pipeline.sweep.plan import plan_experiments
 from pipeline.sweep.progress import words
@@ -31,6 +32,15 @@ def test_more_tokens_layers_and_epochs_cost_more(trial: Trial) -> None:
     for more in (("tokenizer", {"token_budget": 5}), ("model", {"variant": "micro"}), ("train", {"epochs": 3})):
         costs.append(relative_cost(changed(trial, more[0], **more[1]), 100))
     assert min(costs[1:]) > costs[0] > 0
+
+
+def test_what_is_taken_away_costs_less_and_what_is_masked_does_not(trial: Trial) -> None:
+    full = changed(trial, "model", variant="micro")
+    costs = {"plain": relative_cost(full, 100)}
+    for options in ({"name": "evit", "fuse": True}, {"name": "dynamicvit", "ratio_weight": 2.0}):
+        reducer = ReducerConfig(keep=0.25, **options)
+        costs[reducer.name] = relative_cost(changed(full, "model", reducer=reducer), 100)
+    assert costs["evit"] < costs["dynamicvit"] == costs["plain"]
 
 
 def test_without_history_the_assumption_is_stated(trial: Trial, tmp_path: Path) -> None:

@@ -40,6 +40,32 @@ def test_the_first_key_of_a_grid_varies_slowest(tiny_suite: Suite) -> None:
     assert len({trial.name for trial in trials}) == 4
 
 
+def test_a_grid_of_reducers_is_one_of_names_and_shares(tiny_suite: Suite) -> None:
+    grid = {"model.reducer.name": ["tome", "ats"], "model.reducer.keep": [1.0, 0.5]}
+    trials = plan_sweep(with_sweep(tiny_suite, grid))
+    assert [trial.name for trial in trials] == ["tome-1.0", "tome-0.5", "ats-1.0", "ats-0.5"]
+    assert [trial.model.reducer.model_dump() for trial in trials[:2]] == [
+        {"name": "tome", "keep": 1.0}, {"name": "tome", "keep": 0.5},
+    ]  # fmt: skip
+    whole = [{"name": "evit", "keep": 0.5, "fuse": True}, {"name": "ats", "keep": 0.25}, None]
+    trials = plan_sweep(with_sweep(tiny_suite, {"tokenizer.token_budget": [9], "model.reducer": whole}))
+    assert [trial.name for trial in trials] == ["9-evit-0.5-True", "9-ats-0.25", "9-None"]
+    with pytest.raises(ConfigError, match=r"sweep.grid = 'model.reducer.kepe': unknown; did you mean 'model.reducer.k"):
+        plan_sweep(with_sweep(tiny_suite, {"model.reducer.kepe": [0.5]}))
+
+
+def test_weights_are_not_handed_on_to_a_reducer_that_has_some_of_its_own(tiny_suite: Suite) -> None:
+    learned = {"reducer": {"name": "dynamicvit", "keep": 0.5, "ratio_weight": 2.0}}
+    merged = {"reducer": {"name": "tome", "keep": 0.5}}
+    suite = with_experiments(tiny_suite, plain={}, tome={"model": merged, "init_from": "plain"})
+    assert [trial.init_from is None for trial in plan_experiments(suite)] == [True, True, False, False]
+    suite = with_experiments(tiny_suite, plain={}, x={"model": learned, "init_from": "plain"})
+    with pytest.raises(
+        ConfigError, match=r"x.model.reducer.name = 'dynamicvit': plain, where it starts from, has None"
+    ):
+        plan_experiments(suite)
+
+
 def test_a_suite_may_have_no_sweep(tiny_suite: Suite) -> None:
     assert plan_sweep(tiny_suite.model_copy(update={"sweep": None})) == []
 

@@ -21,6 +21,7 @@ from pipeline.data.ledger import RankLedger, check_ledger
 from pipeline.data.shards import write_shards
 from pipeline.journal import curves, read_journal
 from pipeline.model import model_kwargs
+from pipeline.model_rules import ReducerConfig
 from pipeline.recipe import DivergenceConfig
 from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, fit
@@ -41,12 +42,12 @@ class Dies(nn.Module):
         super().__init__()
         self.inner, self.left, self.to_spoil = DistributedDataParallel(model), steps, spoils_at
 
-    def forward(self, *batch: Tensor) -> Any:
+    def forward(self, *batch: Tensor, **options: Any) -> Any:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
         self.to_spoil -= 1
-        return self.inner(*batch) * 1e4 if self.to_spoil == -1 else self.inner(*batch)
+        return self.inner(*batch) * 1e4 if self.to_spoil == -1 else self.inner(*batch, **options)
 
 
 def work(
@@ -188,6 +189,29 @@ def test_sharded_training_resumes_bit_for_bit_and_keeps_whole_weights(
     network = timm.create_model(trial.model_name, **model_kwargs(trial.architecture(), 10))
     assert {id(block) for block in network.blocks} <= {id(layer) for layer in _layers(network)}
     assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_ranks_train_what_takes_tokens_away_as_one_does(
+    sharded: bool, tiny_suite: Suite, tiny_shards: Path, tmp_path: Path
+) -> None:
+    """One that draws nothing; the one that learns, and draws on every rank by itself, comes to its end."""
+    trial = next(trial for trial in plan_experiments(tiny_suite) if trial.name == "dart-4")
+    recipe = {"epochs": 1, "precision": "fp64", "lr": 1e-4}
+    trial = trial.model_copy(update={"train": trial.train.model_copy(update=recipe)})
+    evit = ReducerConfig(name="evit", keep=0.5, fuse=True)
+    trial = trial.model_copy(update={"model": trial.model.model_copy(update={"reducer": evit})})
+    train(trial, tiny_shards, tmp_path / "two", sharded=sharded)
+    (tmp_path / "one").mkdir()
+    fit(trial, tiny_shards, tmp_path / "one", num_classes=10)
+    ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("two", "one"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in theirs)
+    learned = ReducerConfig(name="dynamicvit", keep=0.5, ratio_weight=2.0)
+    trial = trial.model_copy(update={"model": trial.model.model_copy(update={"reducer": learned})})
+    train(trial, tiny_shards, tmp_path / "learned", sharded=sharded)
+    found = load_file(tmp_path / "learned" / WEIGHTS)
+    assert all(value.isfinite().all() for value in found.values())
 
 
 @pytest.mark.slow
