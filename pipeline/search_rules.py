@@ -9,6 +9,7 @@ from pipeline.errors import problem
 from pipeline.schema import Seed, Strict, inconsistent, several
 
 ADAPTIVE = ("asha", "optuna")  # what they do next depends on results
+STOPPED = "stopped early"  # so begins the status of a training that a search has ended
 SPACE_TAGS = ("a list", "a mapping")
 NEEDS = {  # a search -> the keys that it reads, beside `seeds`
     "grid": ("grid",),

@@ -16,9 +16,13 @@ from pipeline.measures import TASKS, Task
 from pipeline.report import formats
 from pipeline.report.agreement import agreements, sentence
 from pipeline.report.figures import write_figures
+from pipeline.report.importance import importance
 from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
 from pipeline.report.records import Records, Run, by_name
+from pipeline.report.scaling import scaling
+from pipeline.report.sweep_figures import titles as sweep_titles
+from pipeline.report.sweep_figures import write_sweep_figures
 from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 
 CAPTION = "{} on the test split: mean ± standard deviation over seeds. Open a row's runs to see where it comes from."
@@ -40,6 +44,7 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
             "the worst seed to the best.",
         ),
         "what-the-model-sees": ("What the models see", task.seen),
+        **sweep_titles(task),
     }
 
 
@@ -65,7 +70,10 @@ def write_suite(records: Records, folder: Path) -> None:
     write_text_atomic(folder / "table.tex", formats.to_latex(records))
     write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
+    write_text_atomic(folder / "scaling.csv", formats.to_csv(scaling(records)))
+    write_text_atomic(folder / "importance.csv", formats.to_csv(importance(records)))
     drawn, known = write_figures(records, folder / "figures"), figures(records.task)
+    drawn += write_sweep_figures(records, folder / "figures")
     pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
 

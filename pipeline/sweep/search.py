@@ -14,7 +14,7 @@ from pipeline.config import Params, Suite, Trial
 from pipeline.data.drops import Drops
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.measures import TASKS
-from pipeline.search_rules import SweepConfig
+from pipeline.search_rules import STOPPED, SweepConfig
 from pipeline.sweep import execute
 from pipeline.sweep.execute import Paths
 from pipeline.sweep.plan import plan_point
@@ -104,7 +104,7 @@ def _halve(
 
     def stopped(folder: Path, epoch: int, step: int, value: float) -> dict[str, Any]:
         samples = step * unique[folder.name].trial.train.global_batch_size
-        said = {"status": f"stopped early at epoch {epoch} of {epochs}", "metrics": {metric: value}}
+        said = {"status": f"{STOPPED} at epoch {epoch} of {epochs}", "metrics": {metric: value}}
         return {**said, "num_steps": step, "num_samples": samples, "provenance": record}
 
     for run in unique.values():
