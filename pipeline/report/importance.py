@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pipeline.report.records import Records, Run
 
 MIN_POINTS = 20
-FOLDS, TREES, SHUFFLES = 5, 64, 20
+FOLDS, TREES, SHUFFLES = 5, 32, 10
 LEAST_EXPLAINED = 0.3  # of the variance, by predictions of unseen points
+ESTIMATED = "estimated"
 COLUMNS = ["key", "importance", "std", "explained", "num_points", "status"]
 Array = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ def importance(records: Records) -> pd.DataFrame:
     inputs = np.stack([_numbers([_flat(run)[key] for run in points]) for key in keys], axis=1)
     results = np.array([(run.test or {})[name] for run in points])
     effects, explained = total_effects(inputs, results)
-    status = "estimated" if explained >= LEAST_EXPLAINED else "not determined: the keys do not predict the results"
+    status = ESTIMATED if explained >= LEAST_EXPLAINED else "not determined: the keys do not predict the results"
     table = [
         [key, e.mean(), e.std(ddof=1), explained, len(points), status] for key, e in zip(keys, effects, strict=True)
     ]

@@ -71,9 +71,10 @@ def write_suite(records: Records, folder: Path) -> None:
     write_json_atomic(folder / "metrics.json", formats.to_metrics(records))
     write_text_atomic(folder / "sweep.csv", formats.to_csv(sweep(records)))
     write_text_atomic(folder / "scaling.csv", formats.to_csv(scaling(records)))
-    write_text_atomic(folder / "importance.csv", formats.to_csv(importance(records)))
+    keys = importance(records)
+    write_text_atomic(folder / "importance.csv", formats.to_csv(keys))
     drawn, known = write_figures(records, folder / "figures"), figures(records.task)
-    drawn += write_sweep_figures(records, folder / "figures")
+    drawn += write_sweep_figures(records, keys, folder / "figures")
     pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.measures import Task
 from pipeline.report.figures import FONT_SIZE, PALETTE, _axes, _styles, save
-from pipeline.report.importance import importance
+from pipeline.report.importance import ESTIMATED
 from pipeline.report.records import Records
 from pipeline.report.scaling import CONFIDENCE, Law, laws, series
 from pipeline.report.tables import comparison, sweep
@@ -41,12 +41,16 @@ def titles(task: Task) -> dict[str, tuple[str, str]]:
     }
 
 
-def write_sweep_figures(records: Records, folder: Path) -> list[Path]:
-    """Draw what the sweep allows, each as PNG and SVG, and return the PNG files."""
+def write_sweep_figures(records: Records, keys: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw what the sweep allows, each as PNG and SVG, and return the PNG files.
+
+    Args:
+        keys: `importance(records)`.
+    """
     figures = {
         "accuracy-vs-latency": accuracy_against_latency(records),
         "scaling": scaling_curves(records),
-        "importance": importances(records),
+        "importance": importances(keys),
     }
     return [save(figure, folder / name) for name, figure in figures.items() if figure is not None]
 
@@ -85,10 +89,9 @@ def scaling_curves(records: Records) -> Figure | None:
     return figure
 
 
-def importances(records: Records) -> Figure | None:
+def importances(keys: pd.DataFrame) -> Figure | None:
     """Bars with the spread of the estimate, the weightiest on top; nothing where nothing can be said."""
-    table = importance(records)
-    table = table[table["status"] == "estimated"].iloc[::-1]
+    table = keys[keys["status"] == ESTIMATED].iloc[::-1]
     if table.empty:
         return None
     figure, ax = _axes("share of the results' variance (%)", "")

@@ -83,10 +83,8 @@ def say_plan(suite: Suite, trials: Sequence[Trial]) -> str:
         while epoch < trials[0].train.epochs:
             rungs.append(epoch)
             epoch *= sweep.halving.reduction_factor
-        best = f"the best 1/{sweep.halving.reduction_factor} of those before it goes on"
-        return (
-            f"asha: a training may be stopped after epoch {', '.join(map(str, rungs))}, where {best}; costs are whole"
-        )
+        best, looks = f"the best 1/{sweep.halving.reduction_factor}", ", ".join(map(str, rungs))
+        return f"asha: after epoch {looks} only {best} of those before it go on; the costs are those of whole trainings"
     return f"optuna: {len(trials)} of {sweep.num_samples} points are known, each further one depends on results"
 
 
