@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,10 +106,20 @@ def test_a_dry_run_says_what_is_known(
     assert say_plan(suite, known) == "optuna: 1 of 4 points are known, each further one depends on results"
 
 
+def test_the_sweeps_of_the_documentation_are_sweeps(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), flags=re.DOTALL)
+    sweeps = [YAML(typ="safe").load(block)["sweep"] for block in blocks]
+    assert [sweep.get("search") for sweep in sweeps] == [None, "asha"]
+    YAML().dump({**load_yaml(ROOT / "suites/digits.yaml"), "sweep": sweeps[0]}, tmp_path / "grid.yaml")
+    assert len(plan_sweep(load_suite("grid", tmp_path / "grid.yaml"))) == 6
+    YAML().dump({**load_yaml(ROOT / "suites/digits.yaml"), "sweep": sweeps[1]}, tmp_path / "asha.yaml")
+    assert len(plan_sweep(load_suite("asha", tmp_path / "asha.yaml"))) == sweeps[1]["num_samples"]
+
+
 def sweep_in(project: Path, *args: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-u", "-m", "stages.sweep", "tiny", *args]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
