@@ -17,10 +17,10 @@ from pipeline.data.drops import Drops, find_drops
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.options import Planned
 from pipeline.data.verify import verify_shards
-from pipeline.errors import ConfigError, UserError, problem
+from pipeline.errors import UserError, problem
 from pipeline.files import building_dir, write_json_atomic, write_text_atomic
 from pipeline.journal import JOURNAL_NAME
-from pipeline.sweep.checks import check_trials
+from pipeline.sweep.checks import check_data, check_disk, check_trials
 from pipeline.sweep.cost import load_speed, relative_cost
 from pipeline.sweep.tune import run_trials
 from pipeline.tracking.mirror import mirror
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipeline.sweep.halving import Halving
 
 LOCK_WAIT_S = 30.0  # an interrupted stage needs some seconds to end
-RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
 WEIGHTS = "model.safetensors"
 RESULT_FILES = (WEIGHTS, JOURNAL_NAME)
 TRAINED_ON = ("train", "val")  # the splits that training reads
@@ -57,7 +56,7 @@ def plan_runs(
     Raises:
         ConfigError: the shards were made from something else than the suite says.
     """
-    _check_data(suite, trials, manifest)
+    check_data(suite, trials, manifest)
     return _identify(stage, suite, trials, manifest.sha256, paths, drops or Drops())
 
 
@@ -143,7 +142,7 @@ def check_pending(suite: Suite, pending: Sequence[Run], manifest: Manifest, path
         check_trials([run.trial for run in pending], manifest.num_classes)
         if not suite.max_bad_frac:
             verify_shards(paths.shards)
-        _check_disk(paths.runs, len(pending))
+        check_disk(paths.runs, len(pending))
 
 
 def train(
@@ -239,36 +238,3 @@ def only_copy(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 def _owner(path: Path) -> str:
     return path.read_text() if path.is_file() else "?"
-
-
-def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> None:
-    """The shards must be those of the suite's data set, and have the models' channels and size."""
-    problems: dict[str, None] = {}
-    published = getattr(suite.dataset, "manifest_sha256", None)  # under the name of what they were made from
-    if suite.dataset.name != manifest.dataset and published != manifest.sha256:
-        rule = f"the shards were made from {manifest.dataset}"
-        problems[problem("dataset.name", suite.dataset.name, rule, "run the stage `shard` again")] = None
-    for trial in trials:
-        if trial.model.in_chans != manifest.in_chans:
-            rule = f"the images have {manifest.in_chans} channels"
-            problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
-        side = trial.model.img_size
-        # Clips are resized while they are read, and pictures where the recipe says how they are cropped.
-        recipe = trial.train.masks or trial.train.augmentation
-        resized = manifest.num_frames is not None or recipe is not None
-        if not resized and manifest.image_size is None:
-            key, value = ("masks", None) if manifest.task == "segmentation" else ("augment", trial.train.augment)
-            rule, remedy = "the images differ in size", "write it as a mapping, which says how to crop"
-            problems[problem(f"train.{key}", value, rule, remedy)] = None
-        elif not resized and manifest.image_size not in (None, (side, side)):
-            rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
-            problems[problem("model.img_size", side, rule, "make them equal")] = None
-    if problems:
-        raise ConfigError(f"suites/{suite.name}.yaml", problems)
-
-
-def _check_disk(folder: Path, num_runs: int) -> None:
-    free, needed = shutil.disk_usage(folder).free, num_runs * RUN_BYTES
-    if free < needed:
-        rule = f"{free / 1e6:.0f} MB free, {num_runs} runs need about {needed / 1e6:.0f} MB"
-        raise UserError(problem("runs", str(folder), rule, "make room on this disk"))
