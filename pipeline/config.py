@@ -23,6 +23,7 @@ from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, Token
 from pipeline.placement import Placement, Tracking
 from pipeline.recipe import TrainConfig
 from pipeline.schema import Budgets, Seed, Strict
+from pipeline.search_rules import SweepConfig
 from pipeline.validation import validate
 
 SUITES_DIR = Path("suites")
@@ -52,11 +53,6 @@ class ExperimentConfig(Overrides):
     num_workers: Annotated[int, Field(ge=1)] | None = None
     agrees_with: str | None = None
     init_from: str | None = None
-
-
-class SweepConfig(Strict):
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]  # dotted key -> values
 
 
 class EvaluateConfig(Strict):

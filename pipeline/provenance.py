@@ -32,7 +32,7 @@ CODE += tuple(
     f"pipeline/data/{name}.py"
     for name in (
         *("loader", "dataset", "decoding", "transforms", "augment"),
-        *("clips", "video", "masks", "index", "order"),
+        *("pictures", "clips", "video", "masks", "index", "order"),
     )
 )
 # Below dart/, but no weight depends on them.

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import problem, unknown_name
 from pipeline.recipe import AUGMENT_TAGS
 from pipeline.schema import MISSING
+from pipeline.search_rules import SPACE_TAGS
+
+TAGS = {*AUGMENT_TAGS, *SPACE_TAGS}  # pydantic's names of alternatives, which no user has written
 
 
 def explain_validation(schema: type[BaseModel], error: ValidationError, prefix: str) -> list[str]:
@@ -24,7 +27,7 @@ def validate(schema: type[BaseModel], raw: Any, prefix: str, problems: list[str]
 
 
 def _problem_lines(schema: type[BaseModel], prefix: str, error: Any) -> list[str]:
-    loc = tuple(part for part in error["loc"] if part not in AUGMENT_TAGS)
+    loc = tuple(part for part in error["loc"] if part not in TAGS)
     where = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).lstrip(".")
     if error["type"] == "missing":
         return [f"{where}: {MISSING}"]

@@ -25,6 +25,16 @@ def main(stage: str = "train", doc: str | None = __doc__) -> None:
         results=Path("results") / args.suite / stage,
         params=(SUITES_DIR / f"{args.suite}.yaml",),
     )
+    if stage == "sweep" and suite.sweep is not None and suite.sweep.adaptive:
+        from pipeline.sweep.search import known_trials, say_plan, search
+
+        if not args.dry_run:
+            search(stage, suite, trials, params, paths)
+            return
+        trials = trials or known_trials(suite, paths)
+        dry_run(stage, suite, trials, params, paths)
+        print(say_plan(suite, trials))
+        return
     (dry_run if args.dry_run else execute)(stage, suite, trials, params, paths)
 
 

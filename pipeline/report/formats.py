@@ -19,6 +19,9 @@ DECIMALS = {
     **{f"{task.val}{end}": 4 for task in TASKS.values() for end in ("", "_mean")},
     **dict.fromkeys(("images_per_s", "images_per_s_q25", "images_per_s_q75"), 1),
     "gflops": 6,
+    **dict.fromkeys(("importance", "std", "explained", "limit", "limit_low", "limit_high", "excess", "rmse"), 4),
+    **dict.fromkeys(("exponent", "exponent_low", "exponent_high"), 4),
+    "reference_gflops": 6,
 }
 NOT_MEASURED = "not measured"
 AS_TEXT = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "[": "\\[", "`": "\\`", "\n": " "})  # for Markdown

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.records import Records
+from pipeline.search_rules import STOPPED
 
 
 def notes(records: Records) -> list[str]:
@@ -15,6 +16,7 @@ def notes(records: Records) -> list[str]:
         f"Data: {manifest['dataset']} ({source}), manifest sha256 {sha256[:10]}.{_left_out(manifest)}",
         *_damaged(records),
         *_rewound(records),
+        *_stopped(records),
         f"{filled(task.counted, manifest)}; mean ± sample standard deviation (n - 1) over the seeds. Only complete "
         "runs are averaged, the others are named.",
         *(filled(text, manifest) for text in task.details),
@@ -83,6 +85,15 @@ def _rewound(records: Records) -> list[str]:
     runs = [run for run in (*records.runs, *records.trials, *records.checks) if run.rewinds]
     named = ", ".join(f"{run.name} seed {run.seed} ({len(run.rewinds)} times)" for run in runs)
     return [f"Rewound where the loss was not finite or leapt, as train.divergence says: {named}."] if runs else []
+
+
+def _stopped(records: Records) -> list[str]:
+    """What a search has judged by, and left out."""
+    stopped = [run for run in records.trials if run.status.startswith(STOPPED)]
+    if not stopped:
+        return []
+    said = f"{len(stopped)} of {len(records.trials)} trainings of the sweep were stopped early, by their validation"
+    return [f"{said}, as sweep.halving says: they are named, and in no average, front, law or importance."]
 
 
 def counter(bench: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
 
     Args:
         suite: Its name.
-        results_dir: With train/, sweep/, evaluate/ and benchmark.json; each may be absent.
+        results_dir: With train/, sweep/, evaluate/ and benchmark.json; each may be absent, as sweep/benchmark.json.
         manifest_path: The shards' manifest.json.
 
     Raises:
@@ -150,6 +150,7 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
     evaluated = _read_json(results_dir / "evaluate" / "metrics.json", {"runs": []})
     tests = {run["fingerprint"]: run for run in evaluated["runs"]}
     benchmark = _read_json(results_dir / "benchmark.json", {})
+    chosen = _read_json(results_dir / "sweep" / "benchmark.json", {})  # by a search, beyond any plan
     runs, trials = (_load_runs(results_dir / stage, suite, tests) for stage in ("train", "sweep"))
     if not runs and not trials:
         raise UserError(f"{results_dir}: no recorded runs; run: dvc repro train@{suite}")
@@ -165,7 +166,9 @@ def load_records(suite: str, results_dir: Path, manifest_path: Path) -> Records:
         runs=tuple(run for run in runs if run not in pinned),
         trials=trials,
         checks=tuple(pinned),
-        costs={architecture_key(model): _cost(model) for model in benchmark.get("models", [])},
+        costs={
+            architecture_key(model): _cost(model) for model in (*chosen.get("models", ()), *benchmark.get("models", ()))
+        },
         benchmark={key: value for key, value in benchmark.items() if key != "models"},
         evaluate_dir=results_dir / "evaluate",
         settings={key: value for key, value in evaluated.items() if key not in NO_SETTINGS},

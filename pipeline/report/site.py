@@ -25,9 +25,13 @@ from pipeline.report.budget_figure import NAME as BUDGETS
 from pipeline.report.budget_figure import describe, draw_budgets
 from pipeline.report.budgets import budget_table
 from pipeline.report.figures import save, write_figures
+from pipeline.report.importance import importance
 from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
 from pipeline.report.records import Records
+from pipeline.report.scaling import scaling
+from pipeline.report.sweep_figures import titles as sweep_titles
+from pipeline.report.sweep_figures import write_sweep_figures
 from pipeline.report.tables import comparison, rows, sweep
 
 CAPTION = (
@@ -53,6 +57,7 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
         ),
         BUDGETS: describe(task.said),
         "what-the-model-sees": ("What the models see", task.seen),
+        **sweep_titles(task),
     }
 
 
@@ -81,6 +86,7 @@ def write_suite(records: Records, folder: Path) -> dict[Path, str]:
     write_tables(records, folder)
     write_budgets(records, folder)
     drawn, known = write_figures(records, folder / "figures"), figures(records.task)
+    drawn |= write_sweep_findings(records, folder)
     pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
     return drawn
@@ -113,6 +119,14 @@ def write_budgets(records: Records, folder: Path) -> None:
         if figure is not None:
             write_text_atomic(folder / "budgets.csv", formats.to_csv(budget_table(records)))
             save(figure, folder / "figures" / BUDGETS)
+
+
+def write_sweep_findings(records: Records, folder: Path) -> dict[Path, str]:
+    """What a sweep says as a whole: two tables and their figures; returns what `write_figures` does."""
+    keys = importance(records)
+    write_text_atomic(folder / "scaling.csv", formats.to_csv(scaling(records)))
+    write_text_atomic(folder / "importance.csv", formats.to_csv(keys))
+    return write_sweep_figures(records, keys, folder / "figures")
 
 
 def table_points(suites: Iterable[Records], task: Task) -> str:

@@ -5,7 +5,7 @@ named in the row's status. Measures are fractions, of the test split; deviations
 A missing value is an unknown, never a zero.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -51,12 +51,19 @@ def comparison(records: Records) -> pd.DataFrame:
 
 @lru_cache(maxsize=16)
 def sweep(records: Records) -> pd.DataFrame:
-    """One row per point of the sweep, over its seeds; the last column, `pareto`, says whether it is on the front.
+    """One row per point of the sweep, over its seeds; the last columns say which Pareto fronts it is on.
 
-    Not to be changed in place.
+    `pareto`: of the first measure and GFLOPs; `pareto_latency`: of the measure and the measured time of a sample;
+    `pareto_both`: of all three. Not to be changed in place.
     """
     table = _aggregate(tidy(records, records.trials), records.task)
-    return table.assign(pareto=pareto_front(table, f"{records.task.first.name}_mean"))
+    value = f"{records.task.first.name}_mean"
+    timed = table.assign(latency=1 / table["images_per_s"])
+    return table.assign(
+        pareto=pareto_front(table, value),
+        pareto_latency=pareto_front(timed, value, ["latency"]),
+        pareto_both=pareto_front(timed, value, ["gflops", "latency"]),
+    )
 
 
 def tidy(records: Records, runs: Iterable[Run]) -> pd.DataFrame:
@@ -74,12 +81,17 @@ def rows(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples(index=False))
 
 
-def pareto_front(table: pd.DataFrame, column: str) -> "pd.Series[bool]":
-    """Which rows no other one beats in the measure of this column at equal or lower cost."""
-    known = table.dropna(subset=[column, "gflops"])
-    value = known.sort_values(["gflops", column], ascending=[True, False], kind="stable")[column]
-    best_of_cheaper = value.cummax().shift(fill_value=-np.inf)
-    return (value > best_of_cheaper).reindex(table.index, fill_value=False)
+def pareto_front(table: pd.DataFrame, column: str, costs: Sequence[str] = ("gflops",)) -> "pd.Series[bool]":
+    """Which rows no other one beats in the measure of this column at equal or lower costs, in all of them.
+
+    Of rows that are equal in everything the first one is. A row is on no front where the measure or a cost is unknown.
+    """
+    known = table.dropna(subset=[column, *costs])
+    values = known[[column, *costs]].to_numpy(float) * [-1.0, *[1.0] * len(costs)]  # all the smaller the better
+    no_worse = (values[:, None] <= values[None]).all(2)  # (n, n): row i is at least as good as row j
+    equal = no_worse & no_worse.T
+    beats = no_worse & (~equal | np.triu(np.ones_like(equal), 1))
+    return pd.Series(~beats.any(0), index=known.index, dtype=bool).reindex(table.index, fill_value=False)
 
 
 def _facts(run: Run, task: Task) -> dict[str, Any]:

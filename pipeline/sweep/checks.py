@@ -1,10 +1,15 @@
 """What would fail in every worker, found before the first of them starts."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
-from pipeline.config import Trial
-from pipeline.errors import ConfigError, UserError
+from pipeline.config import Suite, Trial
+from pipeline.data.index import Manifest
+from pipeline.errors import ConfigError, UserError, problem
 from pipeline.provenance import hash_json
+
+RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
 
 
 def check_trials(trials: Sequence[Trial], num_classes: int) -> None:
@@ -35,3 +40,37 @@ def check_trials(trials: Sequence[Trial], num_classes: int) -> None:
             problems.append(f"{trial.name}: {error}")
     if problems:
         raise ConfigError("the plan", problems)
+
+
+def check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> None:
+    """The shards must be those of the suite's data set, and have the models' channels and size."""
+    problems: dict[str, None] = {}
+    published = getattr(suite.dataset, "manifest_sha256", None)  # under the name of what they were made from
+    if suite.dataset.name != manifest.dataset and published != manifest.sha256:
+        rule = f"the shards were made from {manifest.dataset}"
+        problems[problem("dataset.name", suite.dataset.name, rule, "run the stage `shard` again")] = None
+    for trial in trials:
+        if trial.model.in_chans != manifest.in_chans:
+            rule = f"the images have {manifest.in_chans} channels"
+            problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
+        side = trial.model.img_size
+        # Clips are resized while they are read, and pictures where the recipe says how they are cropped.
+        recipe = trial.train.masks or trial.train.augmentation
+        resized = manifest.num_frames is not None or recipe is not None
+        if not resized and manifest.image_size is None:
+            key, value = ("masks", None) if manifest.task == "segmentation" else ("augment", trial.train.augment)
+            rule, remedy = "the images differ in size", "write it as a mapping, which says how to crop"
+            problems[problem(f"train.{key}", value, rule, remedy)] = None
+        elif not resized and manifest.image_size not in (None, (side, side)):
+            rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
+            problems[problem("model.img_size", side, rule, "make them equal")] = None
+    if problems:
+        raise ConfigError(f"suites/{suite.name}.yaml", problems)
+
+
+def check_disk(folder: Path, num_runs: int) -> None:
+    """Raise UserError where this disk has no room for what so many runs leave."""
+    free, needed = shutil.disk_usage(folder).free, num_runs * RUN_BYTES
+    if free < needed:
+        rule = f"{free / 1e6:.0f} MB free, {num_runs} runs need about {needed / 1e6:.0f} MB"
+        raise UserError(problem("runs", str(folder), rule, "make room on this disk"))

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -15,18 +17,20 @@ from pipeline.data.drops import Drops, find_drops
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.options import Planned
 from pipeline.data.verify import verify_shards
-from pipeline.errors import ConfigError, UserError, problem
+from pipeline.errors import UserError, problem
 from pipeline.files import building_dir, write_json_atomic, write_text_atomic
 from pipeline.journal import JOURNAL_NAME
-from pipeline.sweep.checks import check_trials
+from pipeline.sweep.checks import check_data, check_disk, check_trials
 from pipeline.sweep.cost import load_speed, relative_cost
 from pipeline.sweep.tune import run_trials
 from pipeline.tracking.mirror import mirror
 from pipeline.tracking.uri import resolve_uri
 from pipeline.train.run import WEIGHTS, Run
 
+if TYPE_CHECKING:
+    from pipeline.sweep.halving import Halving
+
 LOCK_WAIT_S = 30.0  # an interrupted stage needs some seconds to end
-RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
 RESULT_FILES = (WEIGHTS, JOURNAL_NAME)
 TRAINED_ON = ("train", "val")  # the splits that training reads
 
@@ -51,7 +55,7 @@ def plan_runs(
     Raises:
         ConfigError: the shards were made from something else than the suite says.
     """
-    _check_data(suite, trials, manifest)
+    check_data(suite, trials, manifest)
     return _identify(stage, suite, trials, manifest.sha256, paths, drops or Drops())
 
 
@@ -106,38 +110,53 @@ def execute(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, p
     """
     manifest = load_manifest(paths.shards)
     with only_copy(paths.runs):
-        # Before the runs are known: what is left out is part of their identity.
-        drops = find_drops(paths.shards, suite.max_bad_frac, TRAINED_ON) if suite.max_bad_frac else Drops()
-        for note in drops.notes:
-            print(f"warning: {note}", flush=True)
+        drops = left_out(suite, paths)
         runs = plan_runs(stage, suite, trials, manifest, paths, drops)
-        fresh = os.environ.get("DART_FRESH") == "1"
         unique = list({run.fingerprint: run for run in runs}.values())
-        pending = [run for run in unique if fresh or run.done() is None]
+        pending = [run for run in unique if wants_fresh() or run.done() is None]
         print(f"{stage} {suite.name}: {len(runs)} trials, {len(pending)} trainings to do", flush=True)
-        if pending:
-            check_trials([run.trial for run in pending], manifest.num_classes)
-            if not suite.max_bad_frac:
-                verify_shards(paths.shards)
-            _check_disk(paths.runs, len(pending))
+        check_pending(suite, pending, manifest, paths)
         for run in unique:
-            run.prepare(fresh)
-        _train(stage, suite, unique, manifest, params, paths)
+            run.prepare(wants_fresh())
+        train(stage, suite, unique, manifest, params, paths)
         publish(stage, suite, runs, paths.results, drops)
 
 
-def _train(stage: str, suite: Suite, runs: Sequence[Run], manifest: Manifest, params: Params, paths: Paths) -> None:
-    """Run the trials with MLflow looking on."""
+def wants_fresh() -> bool:
+    """Whether what was done before is to be done again."""
+    return os.environ.get("DART_FRESH") == "1"
+
+
+def left_out(suite: Suite, paths: Paths) -> Drops:
+    """Damaged samples, found before the runs are known: what is left out is part of their identity."""
+    drops = find_drops(paths.shards, suite.max_bad_frac, TRAINED_ON) if suite.max_bad_frac else Drops()
+    for note in drops.notes:
+        print(f"warning: {note}", flush=True)
+    return drops
+
+
+def check_pending(suite: Suite, pending: Sequence[Run], manifest: Manifest, paths: Paths) -> None:
+    """Raise UserError for what would fail in trainings that are to be started: models, shards, room on the disk."""
+    if pending:
+        check_trials([run.trial for run in pending], manifest.num_classes)
+        if not suite.max_bad_frac:
+            verify_shards(paths.shards)
+        check_disk(paths.runs, len(pending))
+
+
+def train(
+    stage: str,
+    suite: Suite,
+    runs: Sequence[Run],
+    manifest: Manifest,
+    params: Params,
+    paths: Paths,
+    halving: "Halving | None" = None,
+) -> None:
+    """Run the trials with MLflow looking on; `halving` may end some of them early."""
     record = provenance.collect(paths.params)
     num_samples = manifest.split("train").num_samples
-    with mirror(
-        resolve_uri(params.tracking.uri),
-        suite.name,
-        stage,
-        [run.dir for run in runs],
-        provenance=record,
-        manifest=paths.shards / MANIFEST_FILE,
-    ):
+    with mirrored(stage, suite, runs, params, paths, record):
         run_trials(
             runs,
             paths.shards,
@@ -146,18 +165,39 @@ def _train(stage: str, suite: Suite, runs: Sequence[Run], manifest: Manifest, pa
             provenance=record,
             scratch=paths.runs / f".tune-{stage}",
             costs={run.fingerprint: relative_cost(run.trial, num_samples) for run in runs},
+            halving=halving,
         )
 
 
-def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path, drops: Drops | None = None) -> None:
+def mirrored(
+    stage: str, suite: Suite, runs: Sequence[Run], params: Params, paths: Paths, record: Mapping[str, Any]
+) -> AbstractContextManager[Callable[[Path], None]]:
+    """As `pipeline.tracking.mirror.mirror`, of these runs; `record` is the stage's provenance."""
+    uri, folders = resolve_uri(params.tracking.uri), [run.dir for run in runs]
+    return mirror(uri, suite.name, stage, folders, provenance=record, manifest=paths.shards / MANIFEST_FILE)
+
+
+def publish(
+    stage: str,
+    suite: Suite,
+    runs: Sequence[Run],
+    results: Path,
+    drops: Drops | None = None,
+    stopped: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Write runs.json (every trial in plan order) and each run's weights and journal, all at once or not at all.
 
     A run that has diverged, where the recipe says that this is a result, has no weights.
+
+    Args:
+        stopped: Fingerprint -> the record of a run that a search has ended early, without weights either.
+        more: Further JSON files by name.
     """
     with building_dir(results) as folder:
         records = []
         for run in runs:
-            records.append({**run.spec(), **(run.done() or {})})
+            records.append({**run.spec(), **(run.done() or stopped.get(run.fingerprint, {}))})
             target = folder / run.fingerprint
             target.mkdir(exist_ok=True)
             for name in RESULT_FILES:
@@ -165,6 +205,8 @@ def publish(stage: str, suite: Suite, runs: Sequence[Run], results: Path, drops:
                     shutil.copyfile(run.dir / name, target / name)
         told = {"dropped": drops.to_json()} if drops else {}
         write_json_atomic(folder / "runs.json", {"suite": suite.name, "stage": stage, "runs": records, **told})
+        for name, content in more.items():
+            write_json_atomic(folder / name, content)
 
 
 @contextlib.contextmanager
@@ -195,36 +237,3 @@ def only_copy(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 def _owner(path: Path) -> str:
     return path.read_text() if path.is_file() else "?"
-
-
-def _check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> None:
-    """The shards must be those of the suite's data set, and have the models' channels and size."""
-    problems: dict[str, None] = {}
-    published = getattr(suite.dataset, "manifest_sha256", None)  # under the name of what they were made from
-    if suite.dataset.name != manifest.dataset and published != manifest.sha256:
-        rule = f"the shards were made from {manifest.dataset}"
-        problems[problem("dataset.name", suite.dataset.name, rule, "run the stage `shard` again")] = None
-    for trial in trials:
-        if trial.model.in_chans != manifest.in_chans:
-            rule = f"the images have {manifest.in_chans} channels"
-            problems[problem("model.in_chans", trial.model.in_chans, rule, f"use {manifest.in_chans}")] = None
-        side = trial.model.img_size
-        # Clips are resized while they are read, and pictures where the recipe says how they are cropped.
-        recipe = trial.train.masks or trial.train.augmentation
-        resized = manifest.num_frames is not None or recipe is not None
-        if not resized and manifest.image_size is None:
-            key, value = ("masks", None) if manifest.task == "segmentation" else ("augment", trial.train.augment)
-            rule, remedy = "the images differ in size", "write it as a mapping, which says how to crop"
-            problems[problem(f"train.{key}", value, rule, remedy)] = None
-        elif not resized and manifest.image_size not in (None, (side, side)):
-            rule = f"the images have {' x '.join(map(str, manifest.image_size or ()))} pixels"
-            problems[problem("model.img_size", side, rule, "make them equal")] = None
-    if problems:
-        raise ConfigError(f"suites/{suite.name}.yaml", problems)
-
-
-def _check_disk(folder: Path, num_runs: int) -> None:
-    free, needed = shutil.disk_usage(folder).free, num_runs * RUN_BYTES
-    if free < needed:
-        rule = f"{free / 1e6:.0f} MB free, {num_runs} runs need about {needed / 1e6:.0f} MB"
-        raise UserError(problem("runs", str(folder), rule, "make room on this disk"))

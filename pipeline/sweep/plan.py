@@ -1,7 +1,7 @@
 """A suite -> the list of its trials. Pure: nothing is read, started or written, so `--dry-run` is true."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +14,8 @@ from pipeline.errors import ConfigError, problem, unknown_name
 from pipeline.mask_rules import mask_problems
 from pipeline.model_rules import ModelConfig, ReducerConfig, TokenizerConfig
 from pipeline.recipe import merge
+from pipeline.search_rules import SweepConfig
+from pipeline.sweep.space import corners, num_points, sample_points
 from pipeline.validation import explain_validation
 
 # What decides which parameters a model has, and their shapes.
@@ -48,25 +50,78 @@ def plan_experiments(suite: Suite) -> list[Trial]:
 
 
 def plan_sweep(suite: Suite) -> list[Trial]:
-    """The full grid of `sweep.grid` times `sweep.seeds`, the first key varying slowest.
+    """Every point of the sweep times its seeds: of a grid the first key varies slowest, others are in the order drawn.
+
+    Nothing of a search that chooses its points in view of results (optuna); its space is checked all the same.
 
     Raises:
-        ConfigError: with every problem of every point of the grid, each once.
+        ConfigError: with every problem of every point, each once.
     """
-    if suite.sweep is None:
+    sweep = suite.sweep
+    if sweep is None:
         return []
+    where = "sweep.grid" if sweep.space is None else "sweep.space"
+    problems = [unknown_name(where, key, _dotted_keys()) for key in sweep.keys if key not in _dotted_keys()]
+    problems += [] if problems else _space_problems(sweep)
     trials: list[Trial] = []
-    problems = [
-        unknown_name("sweep.grid", key, _dotted_keys()) for key in suite.sweep.grid if key not in _dotted_keys()
-    ]
-    if not problems:
-        for point in itertools.product(*suite.sweep.grid.values()):
-            values = dict(zip(suite.sweep.grid, point, strict=True))
-            name = "-".join(_word(value) for value in point)
-            trials += _trials(suite, name, _overrides(values), suite.sweep.seeds, "sweep.grid: ", problems)
+    for values in () if problems else _points(sweep):
+        trials += _at_point(suite, values, f"{where}: ", problems)
+    if sweep.kind == "asha" and not problems:
+        problems += _halving_problems(sweep, trials)
     if problems:
         raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
-    return trials
+    return [] if sweep.kind == "optuna" else trials
+
+
+def plan_point(suite: Suite, values: Mapping[str, Any]) -> Trial:
+    """The trial at a point of a search's space, with the search's one seed.
+
+    Raises:
+        ConfigError: the values do not go together.
+    """
+    assert suite.sweep is not None
+    problems: list[str] = []
+    trials = _at_point(suite, values, "sweep.space: ", problems)
+    if problems:
+        raise ConfigError(f"suites/{suite.name}.yaml", dict.fromkeys(problems))
+    return trials[0]
+
+
+def _points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """The points of the plan, or where there is none, those that a check must look at."""
+    if sweep.space is None:
+        grid = sweep.grid or {}
+        yield from (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
+    elif sweep.kind == "optuna":
+        yield from corners(sweep.space)
+    else:
+        yield from sample_points(sweep.space, sweep.num_samples or 0, sweep.seed or 0)
+
+
+def _at_point(suite: Suite, values: Mapping[str, Any], where: str, problems: list[str]) -> list[Trial]:
+    assert suite.sweep is not None
+    name = "-".join(_word(value) for value in values.values())
+    return _trials(suite, name, _overrides(values), suite.sweep.seeds, where, problems)
+
+
+def _space_problems(sweep: SweepConfig) -> list[str]:
+    if sweep.space is None or sweep.num_samples is None or sweep.num_samples <= num_points(sweep.space):
+        return []
+    rule = f"the space has {num_points(sweep.space)} points"
+    return [problem("sweep.num_samples", sweep.num_samples, rule, "ask for fewer, or search the whole grid")]
+
+
+def _halving_problems(sweep: SweepConfig, trials: Sequence[Trial]) -> list[str]:
+    """Trainings are compared after equal numbers of epochs of equally long ones."""
+    lengths = sorted({trial.train.epochs for trial in trials})
+    if len(lengths) > 1:
+        rule = "asha compares trainings epoch by epoch"
+        return [problem("sweep.space: train.epochs", lengths, rule, "give all of them the same number")]
+    assert sweep.halving is not None
+    if sweep.halving.grace_epochs >= lengths[0]:
+        rule = f"no training of {lengths[0]} epochs could be stopped after as many"
+        return [problem("sweep.halving.grace_epochs", sweep.halving.grace_epochs, rule, f"below {lengths[0]}")]
+    return []
 
 
 def _trials(

@@ -17,6 +17,7 @@ class Progress:
         num_done: Runs of the stage that were done before.
         echo: Shows a line.
         clock: Seconds, monotonic.
+        num_more: Runs that a search has still to choose.
     """
 
     def __init__(
@@ -26,9 +27,10 @@ class Progress:
         num_done: int = 0,
         echo: Callable[[str], None] = print,
         clock: Callable[[], float] = time.monotonic,
+        num_more: int = 0,
     ) -> None:
-        self._runs, self._costs, self._echo, self._clock = runs, costs, echo, clock
-        self._finished, self._total = num_done, num_done + len(runs)
+        self._runs, self._costs, self._echo, self._clock = dict(runs), dict(costs), echo, clock
+        self._finished, self._total, self._num = num_done, num_done + len(runs) + num_more, len(runs) + num_more
         self._shares = dict.fromkeys(runs, 0.0)  # of each run's cost, paid
         self._start: float | None = None
 
@@ -51,6 +53,17 @@ class Progress:
             f"{reached}{metrics['train_s']:.0f} s   {self._time_left()}".rstrip()
         )
 
+    def add(self, run: Run, cost: float) -> None:
+        """A run that a search has chosen by now."""
+        self._runs[run.fingerprint], self._costs[run.fingerprint] = run, cost
+        self._shares[run.fingerprint] = 0.0
+
+    def stop(self, fingerprint: str, status: str) -> None:
+        """A run was ended before its last epoch."""
+        self._finished += self._shares[fingerprint] < 1
+        self._shares[fingerprint] = 1.0
+        self._echo(f"[{self._finished}/{self._total}] {self._runs[fingerprint].label}  {status}")
+
     def retry(self, fingerprint: str, cause: str) -> None:
         """A run's attempt failed and may be repeated."""
         self._echo(f"{self._runs[fingerprint].label}: the attempt failed ({cause})")
@@ -60,7 +73,8 @@ class Progress:
         self._echo(text)
 
     def _time_left(self) -> str:
-        total = sum(self._costs[key] for key in self._runs)
+        known = sum(self._costs[key] for key in self._runs)
+        total = known * self._num / len(self._runs)  # what is not chosen yet costs what the others do
         paid = sum(self._costs[key] * share for key, share in self._shares.items())
         if paid >= total or self._start is None:
             return ""

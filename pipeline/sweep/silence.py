@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.train.run import Job, read_failure, write_failure
@@ -15,17 +15,24 @@ from pipeline.train.watch import LOOKS, Sign, Watcher, describe, kill_here
 
 log = logging.getLogger(__name__)
 
+REST_S = 5.0  # where there is nobody to look after yet
 KILL_S = 20.0  # for a node to do what it is asked to
 
 
 @contextlib.contextmanager
-def ending_silent(jobs: Sequence[Job], echo: Callable[[str], None]) -> Iterator[None]:
+def ending_silent(
+    jobs: Sequence[Job], echo: Callable[[str], None], ended: Container[str] = frozenset()
+) -> Iterator[None]:
     """Name and kill, while the block runs, every process alone that is silent for longer than its job says.
 
     Whoever started it sees it die, and tries it again or not. Of many processes, failed attempts are told.
+
+    Args:
+        jobs: May become more meanwhile.
+        ended: Names of the run folders whose processes were ended on purpose; may become more, too.
     """
     over = threading.Event()
-    thread = threading.Thread(target=_look, args=(jobs, echo, over), daemon=True, name="watch over the trials")
+    thread = threading.Thread(target=_look, args=(jobs, echo, ended, over), daemon=True, name="watch over the trials")
     thread.start()
     try:
         yield
@@ -34,18 +41,23 @@ def ending_silent(jobs: Sequence[Job], echo: Callable[[str], None]) -> Iterator[
         thread.join()
 
 
-def _look(jobs: Sequence[Job], echo: Callable[[str], None], over: threading.Event) -> None:
-    watched = [job for job in jobs if job.silence_s is not None]
-    watchers = {job.run_dir: Watcher(job.run_dir, range(1), job.silence_s or 0.0) for job in watched}
+def _look(jobs: Sequence[Job], echo: Callable[[str], None], ended: Container[str], over: threading.Event) -> None:
+    watchers: dict[Path, Watcher] = {}
     told: dict[Path, str] = {}
-    while watched and not over.wait(min(job.silence_s or 0.0 for job in watched) / LOOKS):
+    while not over.is_set():
+        watched = [job for job in jobs if job.silence_s is not None]
+        for job in watched:
+            if job.run_dir not in watchers:
+                watchers[job.run_dir] = Watcher(job.run_dir, range(1), job.silence_s or 0.0)
+        if over.wait(min((job.silence_s or 0.0 for job in watched), default=REST_S) / LOOKS):
+            return
         for job in watched:
             label = f"{job.trial.name} seed {job.trial.seed}"
             if job.num_workers > 1:
                 _tell_failure(job, label, told, echo)
             # Of many workers one may be left, where the run goes on with so few.
             silent = [sign for sign in watchers[job.run_dir].look() if sign.world_size == 1 and not sign.ended]
-            if silent:
+            if silent and job.run_dir.name not in ended:
                 sentence = describe(silent, 1, job.silence_s or 0.0)
                 write_failure(job.run_dir, sentence)
                 echo(f"{label}: {sentence}; " + ("it is killed" if _kill(silent[0]) else "it could not be killed"))

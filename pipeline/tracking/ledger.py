@@ -18,6 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from pipeline.search_rules import STOPPED
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
 from pipeline.tracking.uri import check_there, check_uri, page_root, refused, resolve_uri, sqlite_path
 
@@ -199,6 +200,9 @@ class Ledger:
             ended = FINISHED if run.entry["status"] == "done" else FAILED
             self._client.set_terminated(run_id, ended, run.end_ms)
             self._client.set_tag(run_id, SYNCED, run.state())  # last: it says that all of the above is there
+        elif (status := str(run.entry.get("status", ""))).startswith(STOPPED):
+            self._log_tags(run_id, {"dart.status": status})
+            self._client.set_terminated(run_id, KILLED, run.end_ms)
         elif self._status(run_id) != RUNNING:
             self._client.update_run(run_id, status=RUNNING)
 

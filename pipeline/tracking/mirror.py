@@ -36,8 +36,8 @@ def mirror(
     provenance: Mapping[str, Any] | None = None,
     manifest: Path | None = None,
     interval_s: float = INTERVAL_S,
-) -> Iterator[None]:
-    """Have MLflow show the runs of `run_dirs` for as long as the block lasts.
+) -> Iterator[Callable[[Path], None]]:
+    """Have MLflow show the runs of `run_dirs` for as long as the block lasts; it is given a function that adds one.
 
     A run appears once its spec.json does; one that another stage trained appears under this stage too.
     A block that raises ends its open runs as FAILED, Ctrl-C as KILLED.
@@ -61,7 +61,7 @@ def mirror(
     follower.start()
     status = "FAILED"
     try:
-        yield
+        yield lambda folder: follower.add(RunFiles(suite, stage, folder.name, folder))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -114,6 +114,12 @@ class _Follower(threading.Thread):
         self._rest_until = 0.0
         self._progress_at = time.monotonic()
         self._error: Exception | None = None
+
+    def add(self, run: RunFiles) -> None:
+        """One more, from now on; one that is followed already is left alone."""
+        if run.key not in {known.key for known in self._runs}:
+            self._unsent.add(run.key)
+            self._runs.append(run)
 
     def run(self) -> None:
         while not self._end.wait(self._interval_s):

@@ -252,6 +252,23 @@ def test_replay_needs_only_the_results(tmp_path: Path, uri: str, runs: Path) -> 
     assert [step for step, _ in history(uri, f"{SUITE}/train/f1", "train_loss")] == [1, 2, 3, 4, 5]
 
 
+def test_what_a_search_has_stopped_and_what_it_adds_on_the_way_are_shown(tmp_path: Path, uri: str, runs: Path) -> None:
+    with mirror(uri, SUITE, "sweep", [], provenance=PROVENANCE) as follow:
+        train(runs, "chosen", stage="sweep")
+        follow(runs / SUITE / "chosen")
+        start_run(runs, "behind", "sweep").metrics(3, val_top1=0.2)
+        follow(runs / SUITE / "behind")
+        follow(runs / SUITE / "behind")  # twice is once
+    assert shown(uri, f"{SUITE}/sweep/chosen").info.status == "FINISHED"
+    spec = json.loads((runs / SUITE / "behind/spec.json").read_text())
+    status = "stopped early at epoch 1 of 9"
+    write_json_atomic(tmp_path / "results" / SUITE / "sweep/runs.json", {"runs": [{**spec, "status": status}]})
+    replay(uri, SUITE, runs, tmp_path / "results")
+    behind = shown(uri, f"{SUITE}/sweep/behind")
+    assert (behind.info.status, behind.data.tags["dart.status"]) == ("KILLED", status)
+    assert history(uri, f"{SUITE}/sweep/behind", "val_top1") == [(3, 0.2)]
+
+
 def test_a_run_deleted_by_hand_comes_back(tmp_path: Path, uri: str, runs: Path) -> None:
     from mlflow import MlflowClient
 

@@ -30,7 +30,7 @@ MAKERS = {
     "fetch": ["pipeline.data.fetch", *(entry.module for entry in DATASETS.values())],
     "shard": ["pipeline.data.shards", *(entry.module for entry in DATASETS.values())],
     "train": ["pipeline.sweep.execute", "pipeline.train.loop"],
-    "sweep": ["pipeline.sweep.execute", "pipeline.train.loop"],
+    "sweep": ["pipeline.sweep.execute", "pipeline.sweep.search", "pipeline.train.loop"],
     "evaluate": ["pipeline.evaluate", "pipeline.budgets"],
     "benchmark": ["pipeline.benchmark", "pipeline.sweep.plan"],
     "report": ["pipeline.report.site"],
@@ -61,9 +61,12 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.provenance",
         "pipeline.recipe",
         "pipeline.schema",
+        "pipeline.search_rules",
         "pipeline.spread",
+        "pipeline.sweep.capacity",
         "pipeline.sweep.checks",
         "pipeline.sweep.cost",
+        "pipeline.sweep.jobs",
         "pipeline.sweep.preview",
         "pipeline.sweep.progress",
         "pipeline.sweep.silence",
@@ -73,6 +76,8 @@ WITHOUT_EFFECT = frozenset(
         "pipeline.train.attempt",
         "pipeline.train.guard",
         "pipeline.train.launch",
+        "pipeline.train.nodes",
+        "pipeline.train.session",
         "pipeline.train.worker",
         "pipeline.train.watch",
         "pipeline.validation",
@@ -83,7 +88,8 @@ ELSEWHERE = {
     "shard": {"pipeline.data.download"},
     # The plan's preview counts and asks the data set's options, it does not train.
     "train": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost"},
-    "sweep": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost"},
+    # Of the measures a search reads the name of the first; what it validates by is the training's.
+    "sweep": {"pipeline.journal", "pipeline.benchmark", "pipeline.data.catalog", "dart.cost", "pipeline.measures"},
     # Pictures for MLflow; of the data sets a number that means no class.
     "evaluate": {"dart.draw.clips", "dart.draw.figures", "dart.draw.segments", "pipeline.data.catalog"},
 }

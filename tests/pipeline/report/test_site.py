@@ -15,7 +15,8 @@ from pipeline.report.site import write_report
 
 FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "summary.md", "figures"}
 FILES |= {"paired.csv", "paired.md"}
-FIGURES = {"accuracy-vs-gflops", "learning-curves", "what-the-model-sees"}
+FILES |= {"scaling.csv", "importance.csv"}
+FIGURES = {"accuracy-vs-gflops", "learning-curves", "what-the-model-sees", "accuracy-vs-latency"}
 
 
 def digests(folder: Path) -> dict[str, str]:
