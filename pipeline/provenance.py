@@ -17,23 +17,18 @@ from pipeline.config import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 # The sources that weights depend on. How runs are placed, recorded and shown is not among them.
-CODE = (
-    "dart/**/*.py",
-    "pipeline/model.py",
-    *(f"pipeline/train/{name}.py" for name in ("loop", "fitting", "objective", "gradients", "divergence", "mixing")),
-    *(
-        f"pipeline/train/{name}.py"
-        for name in ("optim", "sharding", "state", "start", "checkpoint", "batches", "ranks")
-    ),
-    "pipeline/train/setup.py",
-    *(f"pipeline/segmentation/{name}.py" for name in ("tally", "windows")),
+TRAINING = (
+    *("batches", "checkpoint", "divergence", "fitting", "gradients", "loop", "mixing", "objective", "optim"),
+    *("ranks", "setup", "sharding", "start", "state"),
 )
-CODE += tuple(
-    f"pipeline/data/{name}.py"
-    for name in (
-        *("loader", "dataset", "decoding", "transforms", "augment"),
-        *("pictures", "clips", "video", "masks", "index", "order"),
-    )
+DATA = (
+    *("augment", "clips", "dataset", "decoding", "index", "loader", "masks", "order", "pictures"),
+    *("transforms", "video"),
+)
+CODE = (
+    *("dart/**/*.py", "pipeline/model.py", "pipeline/segmentation/tally.py", "pipeline/segmentation/windows.py"),
+    *(f"pipeline/train/{name}.py" for name in TRAINING),
+    *(f"pipeline/data/{name}.py" for name in DATA),
 )
 # Below dart/, but no weight depends on them.
 APART = (
