@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Suite, Trial, load_yaml
+from pipeline.model_rules import ReducerConfig
 from pipeline.provenance import CODE, ROOT, code_files, code_sha256, collect, fingerprint, hash_file, hash_json
 from pipeline.sweep.plan import plan_experiments
 
@@ -27,7 +28,8 @@ def changes(trial: Trial) -> list[Trial]:
         config = getattr(trial, section)
         for key, value in config.model_dump().items():
             if (section, key) != ("tokenizer", "name"):  # which keys are read at all depends on it
-                other: Any = config.model_copy(update={key: OTHER[type(value)]})
+                another = ReducerConfig(name="ats", keep=0.5) if key == "reducer" else OTHER[type(value)]
+                other: Any = config.model_copy(update={key: another})
                 changed.append(trial.model_copy(update={section: other}))
     return changed
 
