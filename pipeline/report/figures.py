@@ -3,7 +3,7 @@
 Names in the records are text: nothing in them is read as mathematics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,25 @@ PLACE_DIGITS = 9  # of a figure's width and height
 
 
 def write_figures(records: Records, folder: Path) -> dict[Path, str]:
-    """Draw all figures that the records allow, each as PNG and SVG.
+    """Draw what the records allow of the experiments; see `draw`."""
+    makers = {
+        "accuracy-vs-gflops": lambda: accuracy_against_gflops(records),
+        "learning-curves": lambda: learning_curves(records),
+        "what-the-model-sees": lambda: gallery(records),
+    }
+    return draw(makers, records.suite, folder)
+
+
+def draw(makers: Mapping[str, Callable[[], Figure | None]], suite: str, folder: Path) -> dict[Path, str]:
+    """Make each figure that there is something for, as PNG and SVG; names in it are text.
 
     Returns:
         {PNG file: the same as a drawing for the page, empty where its points say nothing}.
     """
     with mpl.rc_context({"text.parse_math": False}):
-        figures = {
-            "accuracy-vs-gflops": accuracy_against_gflops(records),
-            "learning-curves": learning_curves(records),
-            "what-the-model-sees": gallery(records),
-        }
+        figures = {name: make() for name, make in makers.items()}
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
-        return {
-            save(figure, folder / name): living_svg(figure, f"{records.suite} {name}") for name, figure in drawn.items()
-        }
+        return {save(figure, folder / name): living_svg(figure, f"{suite} {name}") for name, figure in drawn.items()}
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -53,9 +57,7 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not once per format
-    for (
-        ax
-    ) in figure.axes:  # the layout's last digits differ from process to process, and clips are named by all of them
+    for ax in figure.axes:  # the layout's last digits differ from process to process, and clips are named by them
         place = ax.get_position(original=True).bounds
         ax.set_position(Bbox.from_bounds(*(round(bound, PLACE_DIGITS) for bound in place)))
     with mpl.rc_context({"svg.hashsalt": "dart", "svg.fonttype": "path"}):

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -24,7 +23,7 @@ from pipeline.report.behind import page_table
 from pipeline.report.budget_figure import NAME as BUDGETS
 from pipeline.report.budget_figure import describe, draw_budgets
 from pipeline.report.budgets import budget_table
-from pipeline.report.figures import save, write_figures
+from pipeline.report.figures import draw, write_figures
 from pipeline.report.importance import importance
 from pipeline.report.notes import notes
 from pipeline.report.readme import PICTURES, SUMMARY
@@ -82,11 +81,10 @@ def write_report(suites: Sequence[Records], folder: Path, links: Mapping[str, st
 
 
 def write_suite(records: Records, folder: Path) -> dict[Path, str]:
-    """One suite's tables and figures, and what the README shows of them; returns what `write_figures` does."""
+    """One suite's tables and figures, and what the README shows of them; returns what `draw` does."""
     write_tables(records, folder)
-    write_budgets(records, folder)
     drawn, known = write_figures(records, folder / "figures"), figures(records.task)
-    drawn |= write_sweep_findings(records, folder)
+    drawn |= write_budgets(records, folder) | write_sweep_findings(records, folder)
     pictures = {f"figures/{path.name}": known[path.stem][1] for path in drawn if path.name in PICTURES}
     write_text_atomic(folder / SUMMARY, formats.to_summary(records, pictures))
     return drawn
@@ -112,17 +110,16 @@ def write_tests(records: Records, folder: Path) -> None:
         write_text_atomic(folder / "claims.md", claims_table.to_markdown(records.suite, judgements))
 
 
-def write_budgets(records: Records, folder: Path) -> None:
-    """budgets.csv and its figure, where runs were asked at several token budgets."""
-    with mpl.rc_context({"text.parse_math": False}):  # names are text
-        figure = draw_budgets(records)
-        if figure is not None:
-            write_text_atomic(folder / "budgets.csv", formats.to_csv(budget_table(records)))
-            save(figure, folder / "figures" / BUDGETS)
+def write_budgets(records: Records, folder: Path) -> dict[Path, str]:
+    """budgets.csv and its figure, where runs were asked at several token budgets; returns what `draw` does."""
+    drawn = draw({BUDGETS: lambda: draw_budgets(records)}, records.suite, folder / "figures")
+    if drawn:
+        write_text_atomic(folder / "budgets.csv", formats.to_csv(budget_table(records)))
+    return drawn
 
 
 def write_sweep_findings(records: Records, folder: Path) -> dict[Path, str]:
-    """What a sweep says as a whole: two tables and their figures; returns what `write_figures` does."""
+    """What a sweep says as a whole: two tables and their figures; returns what `draw` does."""
     keys = importance(records)
     write_text_atomic(folder / "scaling.csv", formats.to_csv(scaling(records)))
     write_text_atomic(folder / "importance.csv", formats.to_csv(keys))

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.measures import Task
-from pipeline.report.figures import FONT_SIZE, PALETTE, _styles, draw_axes, save
+from pipeline.report.figures import FONT_SIZE, PALETTE, _styles, draw, draw_axes
 from pipeline.report.importance import ESTIMATED
-from pipeline.report.living import living_svg
+from pipeline.report.living import speak
 from pipeline.report.records import Records
 from pipeline.report.scaling import CONFIDENCE, Law, laws, series
-from pipeline.report.tables import comparison, sweep
+from pipeline.report.tables import comparison, rows, sweep
 
 NUM_ON_CURVE = 100
 
@@ -44,21 +43,17 @@ def titles(task: Task) -> dict[str, tuple[str, str]]:
 
 
 def write_sweep_figures(records: Records, keys: pd.DataFrame, folder: Path) -> dict[Path, str]:
-    """Draw what the sweep allows, each as PNG and SVG; returns what `pipeline.report.figures.write_figures` does.
+    """Draw what the sweep allows; see `pipeline.report.figures.draw`.
 
     Args:
         keys: `importance(records)`.
     """
-    with mpl.rc_context({"text.parse_math": False}):
-        figures = {
-            "accuracy-vs-latency": accuracy_against_latency(records),
-            "scaling": scaling_curves(records),
-            "importance": importances(keys),
-        }
-        drawn = {name: figure for name, figure in figures.items() if figure is not None}
-        return {
-            save(figure, folder / name): living_svg(figure, f"{records.suite} {name}") for name, figure in drawn.items()
-        }
+    makers = {
+        "accuracy-vs-latency": lambda: accuracy_against_latency(records),
+        "scaling": lambda: scaling_curves(records),
+        "importance": lambda: importances(keys),
+    }
+    return draw(makers, records.suite, folder)
 
 
 def accuracy_against_latency(records: Records) -> Figure | None:
@@ -74,7 +69,8 @@ def accuracy_against_latency(records: Records) -> Figure | None:
         ax.plot(front["cost"], front["height"], color="#777777", linewidth=1.2, linestyle="--", label="Pareto front")
     style = _style(records)
     for tokenizer, mine in points.groupby("tokenizer", sort=False):
-        _dots(ax, mine, style[str(tokenizer)], f"{tokenizer}, sweep")
+        drawn = _dots(ax, mine, style[str(tokenizer)], f"{tokenizer}, sweep")
+        speak(drawn, [f"{row.experiment}: {row.height:.1f} % at {row.cost:.3g} ms" for row in rows(mine)])
     ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
     return figure
 
@@ -122,10 +118,10 @@ def _style(records: Records) -> dict[str, tuple[str, str]]:
     return _styles([*comparison(records)["tokenizer"], *sweep(records)["tokenizer"]])
 
 
-def _dots(ax: Axes, points: pd.DataFrame, style: tuple[str, str], label: str) -> None:
+def _dots(ax: Axes, points: pd.DataFrame, style: tuple[str, str], label: str) -> Any:
     color, marker = style
     look: dict[str, Any] = {"s": 22, "facecolors": "white", "edgecolors": color, "marker": marker, "zorder": 3}
-    ax.scatter(points["cost"], points["height"], **look, linewidths=1.1, label=label)
+    return ax.scatter(points["cost"], points["height"], **look, linewidths=1.1, label=label)
 
 
 def _draw_law(ax: Axes, law: Law, points: pd.DataFrame, tokenizer: str, color: str) -> None:

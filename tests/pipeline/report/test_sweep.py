@@ -176,7 +176,7 @@ def test_a_training_that_was_stopped_early_is_named_and_in_nothing(lab: Any, tmp
     text = formats.to_markdown(records)
     assert f"| 0 (seed 0: {status}) |" in text
     assert "1 of 12 trainings of the sweep were stopped early, by their validation" in text
-    assert status in build_page([records], tmp_path)
+    assert status in build_page([records], tmp_path, {}, {})
 
 
 def test_costs_of_models_that_a_search_has_chosen_are_read_beside_those_of_the_plan(lab: Any) -> None:
