@@ -1,4 +1,4 @@
-"""MLflow's side of the records, and the only file that imports mlflow.
+"""MLflow's side of the records.
 
 `Ledger.sync` is idempotent: it reads what MLflow has of a run and sends what is missing. MLflow's own history
 is the position, so a batch whose answer was lost is neither repeated nor forgotten. Open it by `open_ledger`.
@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from pipeline.search_rules import STOPPED
+from pipeline.tracking.database import make_database
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
 from pipeline.tracking.uri import check_there, check_uri, page_root, refused, resolve_uri, sqlite_path
 
@@ -212,24 +210,6 @@ class Ledger:
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         if tags:
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def make_database(path: Path | None) -> None:
-    """Give a new SQLite database its name when it is whole: MLflow makes it in many steps, and is stuck with a half.
-
-    Args:
-        path: None, or a file that is there, is left alone.
-    """
-    if path is None or (path.exists() and path.stat().st_size):
-        return
-    with FileLock(f"{path}.lock"):
-        if path.exists() and path.stat().st_size:  # another process was faster
-            return
-        for leftover in path.parent.glob(f"{path.name}.*tmp*"):  # of a killed process
-            leftover.unlink(missing_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-        temporary.replace(path)
 
 
 def find_run_ids(uri: str, suite: str) -> dict[str, str]:

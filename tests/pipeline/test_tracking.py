@@ -188,7 +188,7 @@ def test_a_training_that_was_lost_is_a_result_that_is_sent_once(uri: str, runs: 
 
 def test_two_processes_that_need_a_new_database_get_one(tmp_path: Path) -> None:
     path = str(tmp_path / "x.db")
-    code = f"import pathlib; from pipeline.tracking.ledger import make_database as m; m(pathlib.Path({path!r}))"
+    code = f"import pathlib; from pipeline.tracking.database import make_database as m; m(pathlib.Path({path!r}))"
     started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait(120) for process in started] == [0, 0]
     with sqlite3.connect(tmp_path / "x.db") as database:
