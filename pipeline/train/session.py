@@ -136,7 +136,7 @@ def _remove_detached() -> None:
 
     if len([job for job in ray._private.state.jobs() if not job["IsDead"]]) > 1:
         return
-    job = ray.get_runtime_context().job_id
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
     ours = ray._private.state.actors(job_id=job, actor_state_name="ALIVE")  # by id
     for known in ray.util.list_named_actors(all_namespaces=True):
         with contextlib.suppress(ValueError):  # it has ended by itself

@@ -32,7 +32,12 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | 
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:
-    """What is gathered at once, inner ones first: the members of lists, and of what timm calls blocks, or layers."""
+    """What is gathered at once, inner ones first: the members of lists, and of what timm calls blocks, or layers.
+
+    Not the blocks of a model with a reducer, which takes them apart: nothing would gather what is inside one.
+    """
+    if getattr(network, "reducer", None) is not None:
+        return []
     groups = [
         part
         for name, part in network.named_modules()

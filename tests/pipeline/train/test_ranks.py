@@ -6,7 +6,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
 from ruamel.yaml import YAML
@@ -20,7 +19,7 @@ from pipeline.data.index import load_manifest
 from pipeline.data.ledger import RankLedger, check_ledger
 from pipeline.data.shards import write_shards
 from pipeline.journal import curves, read_journal
-from pipeline.model import model_kwargs
+from pipeline.model import build_model
 from pipeline.model_rules import ReducerConfig
 from pipeline.recipe import DivergenceConfig
 from pipeline.sweep.plan import plan_experiments
@@ -186,7 +185,7 @@ def test_sharded_training_resumes_bit_for_bit_and_keeps_whole_weights(
     train(trial, tiny_shards, tmp_path / "whole", sharded=True)
     train(trial, tiny_shards, tmp_path / "parts", sharded=True, beat=functools.partial(dies_at, 9))
     train(trial, tiny_shards, tmp_path / "parts", sharded=True)
-    network = timm.create_model(trial.model_name, **model_kwargs(trial.architecture(), 10))
+    network: Any = build_model(trial, 10)
     assert {id(block) for block in network.blocks} <= {id(layer) for layer in _layers(network)}
     assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
 
