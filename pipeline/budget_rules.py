@@ -54,6 +54,8 @@ def budget_problems(suite: "Suite", trial: "Trial", where: str = "") -> list[str
     problems = []
     for key, budgets in lists.items():
         problems += _twice(key, budgets or []) + _too_many(key, budgets or [], trial) + _headless(key, budgets, trial)
+    if warmup := trial.train.token_warmup:
+        problems += _headless(f"{where}train.token_warmup.token_budget", [warmup.token_budget], trial)
     return problems + (_adaptive_problems(suite, trial) if suite.evaluate.adaptive else [])
 
 

@@ -27,6 +27,8 @@ from pipeline.search_rules import SweepConfig
 from pipeline.validation import validate
 
 SUITES_DIR = Path("suites")
+# Keys of a recipe that came later: left out, a training is what it was without them.
+ADDED = ("clips", "masks", "token_budgets", "token_warmup", "divergence")
 
 
 class ShardsConfig(Strict):
@@ -117,7 +119,7 @@ class Trial(Strict):
             pinned["init_from"] = self.init_from.science()
         learns = registry.learns_regions(self.tokenizer.name, self.tokenizer.scorer)
         unread = set() if learns else {"scorer_lr_scale"}
-        unread |= {key for key in ("clips", "masks", "token_budgets", "divergence") if getattr(self.train, key) is None}
+        unread |= {key for key in ADDED if getattr(self.train, key) is None}
         train = self.train.model_dump(mode="json", exclude=unread)
         return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
 

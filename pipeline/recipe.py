@@ -74,6 +74,17 @@ class DivergenceConfig(Strict):
         return self
 
 
+class TokenWarmupConfig(Strict):
+    """A training that begins with few tokens, which are cheaper and learnt sooner: docs/budgets.md has the figures."""
+
+    token_budget: Annotated[int, Field(ge=1)]  # of the first steps; or tokenizer.token_budget, if that is less
+    frac: Annotated[float, Field(gt=0, lt=1)]  # of all steps
+
+    def steps(self, num_steps: int) -> int:
+        """How many of a training's steps are the first."""
+        return round(self.frac * num_steps)
+
+
 class TrainConfig(Strict):
     """The recipe."""
 
@@ -93,6 +104,7 @@ class TrainConfig(Strict):
     clips: ClipsConfig | None = None  # where the samples are clips: which of their frames are read
     masks: MasksConfig | None = None  # where pixels have classes: how squares are cut; null: images as they are stored
     token_budgets: Budgets | None = None  # a step's budget is one of these in turn; null: tokenizer.token_budget
+    token_warmup: TokenWarmupConfig | None = None  # null: the first steps are like all others
     divergence: DivergenceConfig | None = None  # null: a gradient that is not finite ends the run without a result
     precision: Literal["fp32", "bf16", "fp64"]
 

@@ -79,13 +79,19 @@ def estimate_worker_s(trial: Trial, num_samples: int, speed: Speed) -> float:
 def _speed_key(science: dict[str, Any]) -> str:
     train = science["train"]
     budgets = [sorted(train["token_budgets"])] if train.get("token_budgets") else []
-    return hash_json([science["model"], science["tokenizer"], train["precision"], *budgets])
+    warmup = [train["token_warmup"]] if train.get("token_warmup") else []
+    return hash_json([science["model"], science["tokenizer"], train["precision"], *budgets, *warmup])
 
 
 def _macs(science: dict[str, Any]) -> float:
-    """Of a training sample, on average: several budgets come equally often."""
-    budgets = science["train"].get("token_budgets") or [science["tokenizer"]["token_budget"]]
-    return statistics.fmean(_macs_at(science["model"], budget) for budget in budgets)
+    """Of a training sample, on average: several budgets come equally often, after the steps with few tokens."""
+    own, warmup = science["tokenizer"]["token_budget"], science["train"].get("token_warmup")
+    budgets = science["train"].get("token_budgets") or [own]
+    usual = statistics.fmean(_macs_at(science["model"], budget) for budget in budgets)
+    if not warmup or warmup["token_budget"] >= own:
+        return usual
+    first = _macs_at(science["model"], warmup["token_budget"])
+    return warmup["frac"] * first + (1 - warmup["frac"]) * usual
 
 
 def _macs_at(model: dict[str, Any], tokens: int) -> float:

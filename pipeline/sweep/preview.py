@@ -64,5 +64,7 @@ def _row(run: Run, costs: Mapping[str, Cost], placement: Placement, worker_s: fl
 
 def _budgets(trial: Trial) -> str:
     """`36`, or `16 to 49` where steps are of several budgets."""
-    several = trial.train.token_budgets
-    return f"{min(several)} to {max(several)}" if several else str(trial.tokenizer.token_budget)
+    own, warmup = trial.tokenizer.token_budget, trial.train.token_warmup
+    several = [*(trial.train.token_budgets or [own]), *([min(warmup.token_budget, own)] if warmup else [])]
+    low, high = min(several), max(several)
+    return str(low) if low == high else f"{low} to {high}"
