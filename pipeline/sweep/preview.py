@@ -53,7 +53,7 @@ def _row(run: Run, costs: Mapping[str, Cost], placement: Placement, worker_s: fl
         trial.name,
         str(trial.seed),
         trial.model_name,
-        _budgets(trial),
+        budgets_of(trial),
         f"{cost.macs / 1e9:.4g}",
         f"{cost.params:,}",
         str(workers),
@@ -62,7 +62,7 @@ def _row(run: Run, costs: Mapping[str, Cost], placement: Placement, worker_s: fl
     )
 
 
-def _budgets(trial: Trial) -> str:
+def budgets_of(trial: Trial) -> str:
     """`36`, or `16 to 49` where steps are of several budgets."""
     own, warmup = trial.tokenizer.token_budget, trial.train.token_warmup
     several = [*(trial.train.token_budgets or [own]), *([min(warmup.token_budget, own)] if warmup else [])]

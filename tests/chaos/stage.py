@@ -21,8 +21,10 @@ FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "DART_FRESH")  # of the machine
 
 
 def prepare(made: Path, folder: Path, epochs: int) -> None:
-    """A copy of `made` with a short and a long training, and with the code: an edit would start new runs."""
-    shutil.copytree(made, folder, dirs_exist_ok=True)
+    """The data and suite of `made`, with a short and a long training, and the code: its edit would start new runs."""
+    for part in ("data", "suites"):  # not the runs that other faults have left there: no stage has told MLflow of them
+        shutil.copytree(made / part, folder / part, dirs_exist_ok=True)
+    shutil.copyfile(made / "params.yaml", folder / "params.yaml")
     path = folder / "suites/tiny.yaml"
     suite = YAML(typ="safe").load(path.read_text())
     suite["seeds"] = [0]

@@ -1,4 +1,4 @@
-"""Steps take turns over token budgets: by arithmetic alone, so ranks agree and a death changes nothing."""
+"""Steps of several token budgets, few first or in turn: by arithmetic alone, so ranks and resumed trainings agree."""
 
 import json
 from collections import Counter
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Suite, Trial
+from pipeline.recipe import TokenWarmupConfig
 from pipeline.sweep.cost import estimate_worker_s, load_speed, relative_cost
+from pipeline.sweep.preview import budgets_of
 from pipeline.train.loop import WEIGHTS, fit
 from pipeline.train.objective import step_budget
 from tests.pipeline.train.small_suites import DiesAtStep, Killed, trial_of
@@ -21,6 +23,11 @@ STEPS = 40  # 2 epochs of 400 samples in batches of 20
 
 def trained_at(trial: Trial, budgets: list[int] | None) -> Trial:
     return trial.model_copy(update={"train": trial.train.model_copy(update={"token_budgets": budgets})})
+
+
+def warmed(trial: Trial, token_budget: int, frac: float = 0.3) -> Trial:
+    warmup = TokenWarmupConfig(token_budget=token_budget, frac=frac)
+    return trial.model_copy(update={"train": trial.train.model_copy(update={"token_warmup": warmup})})
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +109,44 @@ def test_a_training_costs_the_mean_of_its_budgets_and_its_speed_is_no_other_s(tr
     speed = load_speed(tmp_path.glob("*/"))
     assert estimate_worker_s(trial, 100, speed) == pytest.approx(10 * trial.train.epochs)
     assert estimate_worker_s(trained_at(trial, None), 100, speed) < 10 * trial.train.epochs
+
+
+def test_the_first_steps_have_few_tokens_and_the_others_their_own(
+    trial: Trial, tiny_shards: Path, tmp_path: Path
+) -> None:
+    alone = warmed(trained_at(trial, None), 2)
+    assert train(alone, tiny_shards, tmp_path / "alone") == [{"num_patches": 2}] * 12 + [{}] * 28
+    in_turn = [{"num_patches": step_budget(BUDGETS, trial.seed, step)} for step in range(12, STEPS)]
+    assert train(warmed(trial, 2), tiny_shards, tmp_path / "then") == [{"num_patches": 2}] * 12 + in_turn
+
+
+def test_a_training_is_never_begun_with_more_tokens_than_its_own(
+    trial: Trial, tiny_shards: Path, tmp_path: Path
+) -> None:
+    own = trained_at(trial, None)
+    for token_budget in (own.tokenizer.token_budget, 16):
+        assert train(warmed(own, token_budget), tiny_shards, tmp_path / str(token_budget)) == [{}] * STEPS
+
+
+def test_killed_among_the_first_steps_and_resumed_is_uninterrupted(
+    trial: Trial, tiny_shards: Path, tmp_path: Path
+) -> None:
+    alone = warmed(trained_at(trial, None), 2)
+    train(alone, tiny_shards, tmp_path / "uninterrupted")
+    with pytest.raises(Killed):
+        train(alone, tiny_shards, tmp_path / "killed", wrap=lambda model: DiesAtStep(model, 7))
+    train(alone, tiny_shards, tmp_path / "killed")
+    assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "uninterrupted" / WEIGHTS).read_bytes()
+
+
+def test_few_tokens_first_are_another_science_and_cheaper(trial: Trial) -> None:
+    own = trained_at(trial, None)
+    assert own.tokenizer.token_budget == 4
+    assert "token_warmup" not in own.science()["train"]
+    assert warmed(own, 2).science()["train"]["token_warmup"] == {"token_budget": 2, "frac": 0.3}
+    few, usual = (relative_cost(trained_at(trial, [budget]), 100) for budget in (2, 4))
+    assert relative_cost(warmed(own, 2), 100) == pytest.approx(0.3 * few + 0.7 * usual)
+    assert relative_cost(warmed(own, 9), 100) == relative_cost(own, 100)
+    assert [budgets_of(t) for t in (own, warmed(own, 2), warmed(own, 9), warmed(trial, 2))] == [
+        "4", "2 to 4", "4", "2 to 16",
+    ]  # fmt: skip
