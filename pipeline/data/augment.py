@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.transforms_factory import create_transform
@@ -18,6 +19,8 @@ from pipeline.recipe import AugmentConfig
 
 ERASE_WITH = "pixel"  # noise, the fill that the published recipes use
 HOLDERS = ("transforms", "ops", "policy")  # attributes that timm keeps the parts of a transform under
+
+_OURS = np.random.MT19937()  # what `np.random` draws from while a picture is augmented; seeded anew for each
 
 Recipe = Callable[[Image.Image], torch.Tensor]
 
@@ -102,7 +105,8 @@ def _ops(part: object) -> Iterator[AugmentOp]:
 def seeded(keys: list[int]) -> Iterator[None]:
     """The shared generators of `random`, numpy and torch (CPU) start from `keys`, and afterwards go on as before."""
     seeds = [int(word) for word in np.random.SeedSequence(keys).generate_state(3)]
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    before = random.getstate(), get_bit_generator(), torch.default_generator.get_state()
+    set_bit_generator(_OURS)  # numpy's own is put aside: to copy its state takes longer than a small picture
     random.seed(seeds[0])
     np.random.seed(seeds[1])
     torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would touch the GPUs' too
@@ -110,5 +114,5 @@ def seeded(keys: list[int]) -> Iterator[None]:
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])
+        set_bit_generator(before[1])
         torch.default_generator.set_state(before[2])
