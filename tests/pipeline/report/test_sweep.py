@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from pipeline.report import formats
 from pipeline.report.importance import COLUMNS, ESTIMATED, MIN_POINTS, importance, total_effects, varied
@@ -46,14 +47,26 @@ def test_a_law_is_found_again_whatever_the_unit_and_the_order() -> None:
 
 
 def test_its_interval_holds_the_truth_as_often_as_it_says() -> None:
-    random, held, inside = np.random.default_rng(0), [], []
+    random, held, inside, values, widths = np.random.default_rng(0), [], [], [], []
     for _ in range(40):
         law = fit_law(GFLOPS, accuracy(GFLOPS) + random.normal(0, 0.005, len(GFLOPS)))
         assert law is not None
+        values.append(law.values)
+        widths.append(law.half_widths)
         held.append(abs(law.values - [FLOOR, EXCESS, EXPONENT]) <= law.half_widths)
         inside.append(abs(1 - law.error(GFLOPS) - accuracy(GFLOPS)) <= law.half_width(GFLOPS))
     assert np.all(np.abs(np.mean(held, axis=0) - 0.95) <= 0.07)  # two standard errors of 40 draws
     assert abs(np.mean(inside) - 0.95) <= 0.07
+    spread = student.ppf(0.975, len(GFLOPS) - 3) * np.std(values, axis=0, ddof=1)
+    assert np.all(np.abs(np.log(np.mean(widths, axis=0) / spread)) <= np.log(1.3))  # no wider than it needs to be
+
+
+def test_a_limit_at_its_bound_is_not_one_that_was_found() -> None:
+    """The points of a law whose floor is negative: the fit ends at 0, and its covariance is not one there."""
+    law = fit_law(GFLOPS, 1.005 - 0.1 * (GFLOPS / REFERENCE) ** -0.3)
+    assert law is not None
+    assert law.at_bound
+    assert not law.determined
 
 
 def test_points_that_determine_nothing_are_said_to() -> None:
