@@ -25,10 +25,8 @@ from pipeline.classification import TOP, Predictions, how_to_read
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_loader
 from pipeline.files import write_text_atomic
-from pipeline.part import SPLIT, Part, in_order
+from pipeline.part import RULE_SPLIT, SPLIT, Part, in_order
 from pipeline.weights import load_model
-
-RULE_SPLIT = "val"
 
 
 class Way(NamedTuple):

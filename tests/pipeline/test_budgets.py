@@ -16,11 +16,13 @@ from pipeline.budgets import Answers, evaluate_budgets, record_budgets, write_an
 from pipeline.classification import predict
 from pipeline.config import EvaluateConfig, Trial, load_suite, load_yaml
 from pipeline.data.catalog import DATASETS
+from pipeline.data.clips import Views
+from pipeline.data.index import load_manifest
 from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.errors import ConfigError, UserError
 from pipeline.evaluate import evaluate_runs, write_evaluation
-from pipeline.part import Part
+from pipeline.part import Part, count_passes, is_little
 from pipeline.placement import Placement
 from pipeline.tracking.runs import score_metrics
 from pipeline.weights import load_model
@@ -164,6 +166,20 @@ def test_every_answer_is_kept_with_what_it_took(answers: Answers, shards: Path, 
     outcome = next(found for found in answers.adaptive["any"] if found.way == Way("spread", "batch", 8))
     assert [int(row["token_budget"]) for row in rows] == outcome.budgets.tolist()
     assert [int(row["prediction"]) for row in rows] == outcome.predictions.classes[:, 0].tolist()
+
+
+def test_little_work_is_counted_with_its_looks_views_and_frames(runs: list[Run], shards: Path) -> None:
+    manifest, (entry, weights) = load_manifest(shards), runs[0]
+    part = Part(entry, weights, shards, 8, 0, 1)
+    assert count_passes(part, manifest) == NUM_TEST
+    assert count_passes(part._replace(world_size=NUM_TEST), manifest) == 1
+    adaptive = part._replace(adaptive=ADAPTIVE)  # four rungs, two looks, and those of the val split
+    assert count_passes(adaptive, manifest) == (2 + 4) * NUM_TEST + 2 * 19
+    clip = {**entry, "science": {**entry["science"], "model": {**entry["science"]["model"], "num_frames": 8}}}
+    parts = [part._replace(entry=clip, views=Views(4, 3))]
+    assert count_passes(parts[0], manifest) == 8 * 12 * NUM_TEST
+    assert is_little(parts, manifest)
+    assert not is_little(parts * (20_000 // (96 * NUM_TEST) + 1), manifest)
 
 
 def test_nobody_asks_nothing_is_done(runs: list[Run], shards: Path) -> None:
