@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dart.baselines.deformable import Deformation
+from dart.baselines.scores import ConstantScores
+
 SIGNALS = ("spread", "uncertainty")
 LEAST_NEED = 1e-6  # of nothing one would never get more, whatever is left over
 HALVINGS = 60  # of an interval of logarithms: float64 knows no finer
@@ -60,23 +63,30 @@ def uncertainty(logits: Tensor) -> Tensor:
     return (torch.special.entr(probabilities).sum(-1) / most.to(logits.device)).clamp(0, 1)
 
 
+def has_density(model: Any) -> bool:
+    """Whether a scorer of the model's makes a density that follows the image: of DART's, all but the constant one."""
+    scorer = model.patch_embed.scorer
+    return scorer is not None and not isinstance(scorer, ConstantScores | Deformation)
+
+
 def measure_need(model: Any, images: Tensor, signal: str, low: int) -> Tensor:
     """How much images (B, ...) need, (B,), by one of `SIGNALS`.
 
     Args:
-        model: With a region tokenizer; for `spread`, one with a scorer.
+        model: With a region tokenizer; for `spread`, one that `has_density`.
         signal: "spread" of the density; or "uncertainty" of the answer with the lowest budget.
         low: That budget.
 
     Raises:
-        ValueError: an unknown signal, or no scorer to make a density.
+        ValueError: an unknown signal, or no density that follows the image.
     """
     if signal not in SIGNALS:
         raise ValueError(f"signal = {signal!r}: unknown; known: {', '.join(SIGNALS)}")
     if signal == "uncertainty":
         return uncertainty(model(images, num_patches=low))
-    if model.patch_embed.scorer is None:
-        raise ValueError("signal = 'spread': the uniform tokenizer has no density; use 'uncertainty'")
+    if not has_density(model):
+        rule = "the tokenizer has no density that follows the image; DART's has, with any scorer but 'constant'"
+        raise ValueError(f"signal = 'spread': {rule}; use 'uncertainty'")
     return spread(model.patch_embed.regions(images, low, None)[1])
 
 

@@ -94,3 +94,8 @@ def tokenizers_of(backbone: str, head: str | None = None) -> tuple[str, ...]:
 def learns_regions(tokenizer: str, scorer: str | None) -> bool:
     """Whether anything is trained that decides on regions."""
     return tokenizer == "deformable" or (tokenizer == "dart" and scorer not in CONTROL_SCORERS)
+
+
+def has_density(tokenizer: str, scorer: str | None) -> bool:
+    """Whether a scorer makes a density that follows the image (`dart.adaptive.has_density` says it of a model)."""
+    return tokenizer == "dart" and scorer != "constant"

@@ -11,16 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dart.adaptive import Ladder, budgets_of, fit_scale, forward_bucketed, measure_need, share_total
+from dart.adaptive import (
+    Ladder,
+    budgets_of,
+    fit_scale,
+    forward_bucketed,
+    has_density,
+    measure_need,
+    share_total,
+)
 from pipeline.budget_rules import AdaptiveConfig
 from pipeline.classification import TOP, Predictions, how_to_read
 from pipeline.data.index import load_manifest
 from pipeline.data.loader import eval_loader
 from pipeline.files import write_text_atomic
-from pipeline.part import SPLIT, Part, in_order
+from pipeline.part import RULE_SPLIT, SPLIT, Part, in_order
 from pipeline.weights import load_model
-
-RULE_SPLIT = "val"
 
 
 class Way(NamedTuple):
@@ -54,7 +60,7 @@ def predict_adaptive(part: Part, device: str = "cpu") -> list[Outcome]:
     config, num_classes = part.adaptive, load_manifest(part.shards).num_classes
     model: Any = load_model(part.entry, part.weights, num_classes).to(device)
     ladder = Ladder(config.low, config.high, config.step)
-    ways = list_ways(config, has_density=model.patch_embed.scorer is not None)
+    ways = list_ways(config, has_density(model))
     signals = {way.signal for way in ways}
     rules = fit_rules(model, part, ways, ladder, device)
     found: list[tuple[np.ndarray, ...]] = []
@@ -69,9 +75,9 @@ def predict_adaptive(part: Part, device: str = "cpu") -> list[Outcome]:
     return _outcomes(ways, ladder.low, found, load_manifest(part.shards).split(SPLIT).num_samples, part.dropped)
 
 
-def list_ways(config: AdaptiveConfig, has_density: bool) -> list[Way]:
-    """What is asked of a run; nothing of the density where there is none."""
-    signals = [signal for signal in config.signals if signal != "spread" or has_density]
+def list_ways(config: AdaptiveConfig, with_density: bool) -> list[Way]:
+    """What is asked of a run; nothing of the density where there is none that follows the image."""
+    signals = [signal for signal in config.signals if signal != "spread" or with_density]
     return [Way(signal, held, mean) for signal in signals for held in config.held for mean in config.mean_budgets]
 
 

@@ -1,13 +1,15 @@
 """What a suite says of many token budgets: trained over in turn, evaluated at, or following the image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dart.registry import has_density
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import problem
 from pipeline.mask_rules import WARP_HEAD
+from pipeline.model_rules import reducer_problems
 from pipeline.schema import Budgets, Strict, several
 
 if TYPE_CHECKING:
@@ -53,23 +55,32 @@ def budget_problems(suite: "Suite", trial: "Trial", where: str = "") -> list[str
     lists["evaluate.token_budgets"] = suite.evaluate.token_budgets
     problems = []
     for key, budgets in lists.items():
-        problems += _twice(key, budgets or []) + _too_many(key, budgets or [], trial) + _headless(key, budgets, trial)
+        asked = {f"{key}[{i}]": budget for i, budget in enumerate(budgets or [])}
+        problems += _twice(key, budgets or []) + _headless(key, budgets, trial)
+        problems += _too_many(asked, trial) + _too_few(asked, trial, where)
     if warmup := trial.train.token_warmup:
-        problems += _headless(f"{where}train.token_warmup.token_budget", [warmup.token_budget], trial)
-    return problems + (_adaptive_problems(suite, trial) if suite.evaluate.adaptive else [])
+        key, first = f"{where}train.token_warmup.token_budget", min(warmup.token_budget, trial.tokenizer.token_budget)
+        problems += _headless(key, [warmup.token_budget], trial) + _too_few({key: first}, trial, where)
+    return problems + (_adaptive_problems(suite, trial, where) if suite.evaluate.adaptive else [])
 
 
 def unasked_adaptive(suite: "Suite", trials: Sequence["Trial"]) -> list[str]:
-    """At most one line: that none of a suite's experiments is trained over the budgets that it adapts."""
+    """At most one line: that none of a suite's experiments is trained over the budgets that it adapts, or can tell."""
     adaptive = suite.evaluate.adaptive
-    if adaptive is None or not trials or any(trial.train.token_budgets for trial in trials):
+    if adaptive is None or not trials:
         return []
+    several = [trial.tokenizer for trial in trials if trial.train.token_budgets]
+    if several:
+        if "uncertainty" in adaptive.signals or any(has_density(each.name, each.scorer) for each in several):
+            return []
+        rule = "no experiment that is trained at several budgets has a density that follows the image"
+        return [problem("evaluate.adaptive.signals", adaptive.signals, rule, "add uncertainty, or leave this out")]
     rule = "no experiment is trained at more than one budget"
     remedy = f"give one train.token_budgets: [{adaptive.low}, {adaptive.high}], or leave this out"
     return [problem("evaluate.adaptive", adaptive.model_dump(), rule, remedy)]
 
 
-def _adaptive_problems(suite: "Suite", trial: "Trial") -> list[str]:
+def _adaptive_problems(suite: "Suite", trial: "Trial", where: str) -> list[str]:
     """Answers that depend on batch mates are in nobody's bucket; only an image's one label is asked for twice."""
     adaptive, entry = suite.evaluate.adaptive, DATASETS[suite.dataset.name]
     assert adaptive is not None
@@ -81,7 +92,10 @@ def _adaptive_problems(suite: "Suite", trial: "Trial") -> list[str]:
     if trial.tokenizer.mode == "paper" and trial.train.token_budgets:
         rule = "in paper mode an image's answer depends on its batch mates"
         return [problem("evaluate.adaptive", said, rule, "use mode: invariant, or leave it out")]
-    return _too_many("evaluate.adaptive.high", [adaptive.high], trial)
+    if (large := _too_many({"evaluate.adaptive.high": adaptive.high}, trial)) or not trial.train.token_budgets:
+        return large
+    rungs = range(adaptive.low, adaptive.high + 1, adaptive.step)
+    return _too_few({f"evaluate.adaptive, budget {i}": rung for i, rung in enumerate(rungs)}, trial, where)[:1]
 
 
 def _twice(key: str, values: Sequence[object]) -> list[str]:
@@ -92,12 +106,21 @@ def _twice(key: str, values: Sequence[object]) -> list[str]:
     ]
 
 
-def _too_many(key: str, budgets: Sequence[int], trial: "Trial") -> list[str]:
+def _too_many(budgets: Mapping[str, int], trial: "Trial") -> list[str]:
     pixels = trial.model.img_size**2 * (trial.model.num_frames or 1)
     return [
-        problem(f"{key}[{i}]", budget, f"more tokens than pixels ({pixels})", f"at most {pixels}")
-        for i, budget in enumerate(budgets)
+        problem(key, budget, f"more tokens than pixels ({pixels})", f"at most {pixels}")
+        for key, budget in budgets.items()
         if budget > pixels
+    ]
+
+
+def _too_few(budgets: Mapping[str, int], trial: "Trial", where: str) -> list[str]:
+    """Budgets of which the trial's reducer cannot leave the share that it is told to."""
+    return [
+        problem(key, budget, f"not with {line}")
+        for key, budget in budgets.items()
+        for line in reducer_problems(trial.model, budget, where)
     ]
 
 

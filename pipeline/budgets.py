@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dart.cost import count_macs
-from pipeline.adaptive import RULE_SPLIT, Outcome, predict_adaptive, write_csv
+from pipeline.adaptive import Outcome, predict_adaptive, write_csv
 from pipeline.classification import score
 from pipeline.config import EvaluateConfig
 from pipeline.data.clips import Views
@@ -16,13 +16,11 @@ from pipeline.data.drops import Drops
 from pipeline.data.index import load_manifest, load_split_index
 from pipeline.evaluate import task_of
 from pipeline.model import build_architecture
-from pipeline.part import SPLIT, Part
+from pipeline.part import RULE_SPLIT, SPLIT, Part, is_little
 from pipeline.placement import Placement
 from pipeline.provenance import hash_json
 from pipeline.spread import spread
 from pipeline.weights import Entry, set_budget
-
-FEW_PASSES = 20_000  # of one image, that take about as long as Ray needs to start
 
 
 class Answers(NamedTuple):
@@ -61,9 +59,8 @@ def evaluate_budgets(
     ]
     if not parts:
         return Answers({}, {})
-    few = len(parts) * manifest.split(SPLIT).num_samples < FEW_PASSES
     answers = Answers({}, {})
-    for part, found in spread(_predict, lambda slots: parts, placement, progress, little=few):
+    for part, found in spread(_predict, lambda slots: parts, placement, progress, little=is_little(parts, manifest)):
         fingerprint = part.entry["fingerprint"]
         if part.adaptive is not None:
             answers.adaptive[fingerprint] = found

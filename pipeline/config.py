@@ -22,7 +22,7 @@ from pipeline.mask_rules import TestMasksConfig, head_problems
 from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig, fitting_problems
 from pipeline.placement import Placement, Tracking
 from pipeline.recipe import TrainConfig
-from pipeline.schema import Budgets, Seed, Strict
+from pipeline.schema import Budgets, Seeds, Strict
 from pipeline.search_rules import SweepConfig
 from pipeline.validation import validate
 
@@ -51,7 +51,7 @@ class ExperimentConfig(Overrides):
     in the table. `agrees_with` names the experiment that must give the same result.
     """
 
-    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
     num_workers: Annotated[int, Field(ge=1)] | None = None
     agrees_with: str | None = None
     init_from: str | None = None
@@ -81,7 +81,7 @@ class Suite(Strict):
     model: ModelConfig
     tokenizer: TokenizerConfig
     train: TrainConfig
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Seeds
     experiments: Annotated[dict[str, ExperimentConfig], Field(min_length=1)]
     sweep: SweepConfig | None
     evaluate: EvaluateConfig

@@ -16,7 +16,7 @@ from pipeline.data.index import load_manifest, load_split_index
 from pipeline.data.verify import verify_shards
 from pipeline.files import write_json_atomic
 from pipeline.mask_rules import TestMasksConfig
-from pipeline.part import SPLIT, Part
+from pipeline.part import SPLIT, Part, is_little
 from pipeline.placement import Placement
 from pipeline.segmentation import evaluate as segmentation
 from pipeline.spread import spread
@@ -24,7 +24,6 @@ from pipeline.weights import Entry, check_weights
 
 # What is asked of samples -> predict, merge, score, write_csv and write_gallery.
 TASKS: dict[str, ModuleType] = {"classification": classification, "segmentation": segmentation}
-FEW_PASSES = 20_000  # of one image, or of one frame of a clip, that take about as long as Ray needs to start
 PRECISION = "fp32"  # of weights and images, whatever a run was trained in
 Progress = Callable[[int, int], None]  # (parts done, parts in all)
 
@@ -75,12 +74,9 @@ def evaluate_runs(
         ]
 
     num_samples = manifest.split(SPLIT).num_samples
-    passes = sum((entry["science"]["model"].get("num_frames") or 1) for entry in entries)
-    passes *= num_samples * (views.num_views if views else 1)
-    few = passes < FEW_PASSES and (masks is None or masks.stride is None)  # a window is a large picture
     task = TASKS[manifest.task]
     parts: dict[str, list[Any]] = {}
-    for part, found in spread(task.predict, plan, placement, progress, little=few):
+    for part, found in spread(task.predict, plan, placement, progress, little=is_little(plan(1), manifest)):
         parts.setdefault(part.entry["fingerprint"], []).append(found)
     return {fingerprint: task.merge(found, num_samples, dropped) for fingerprint, found in parts.items()}
 

@@ -75,8 +75,9 @@ class ModelConfig(Strict):
 
     @property
     def learned_reducer(self) -> str | None:
-        """The name of the reducer, if it has parameters."""
-        return self.reducer.name if self.reducer is not None and self.reducer.ratio_weight is not None else None
+        """The name of the reducer, if it has parameters: one that keeps all tokens predicts nothing."""
+        found = self.reducer
+        return found.name if found is not None and found.ratio_weight is not None and found.keep < 1 else None
 
 
 class TokenizerConfig(Strict):

@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from dart.registry import REDUCERS
 from pipeline.clip_rules import ClipsConfig
 from pipeline.mask_rules import MasksConfig
 from pipeline.schema import Budgets, Channels, Fraction, Probability, Range, Strict, inconsistent
+
+REDUCER_OPTIONS = {option for options in REDUCERS.values() for option in options}  # beside keep
 
 
 class AugmentConfig(Strict):
@@ -135,8 +138,13 @@ class TrainConfig(Strict):
 
 
 def merge(section: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A section of a suite with what an experiment changes; a mapping inside it is changed key by key."""
+    """A section of a suite with what an experiment changes; a mapping inside it is changed key by key.
+
+    With another `name` a reducer loses the options that it had by its old one, and has its `keep` still.
+    """
     merged = dict(section)
+    if "name" in overrides and overrides["name"] != section.get("name"):
+        merged = {key: value for key, value in section.items() if key not in REDUCER_OPTIONS}
     for key, value in overrides.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value

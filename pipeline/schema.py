@@ -9,11 +9,22 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import problem
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=3, max_length=3)]
 Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
 Budgets = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]  # patch tokens, class token excluded
+
+
+def _different(values: list[Any]) -> list[Any]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise PydanticCustomError("twice", "{value} is twice in the list; leave one out", {"value": repr(value)})
+    return values
+
+
+DIFFERENT = AfterValidator(_different)  # of a list: what is tried twice would be recorded twice under one name
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[list[Seed], Field(min_length=1), DIFFERENT]
 MISSING = "missing; science has no hidden defaults, write it down"
 
 

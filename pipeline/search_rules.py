@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.errors import problem
-from pipeline.schema import Seed, Strict, inconsistent, several
+from pipeline.schema import DIFFERENT, Seed, Seeds, Strict, inconsistent, several
 
 ADAPTIVE = ("asha", "optuna")  # what they do next depends on results
 STOPPED = "stopped early"  # so begins the status of a training that a search has ended
@@ -51,7 +51,7 @@ class HalvingConfig(Strict):
     reduction_factor: int = Field(ge=2)
 
 
-Choices = Annotated[list[Any], Field(min_length=1)]
+Choices = Annotated[list[Any], Field(min_length=1), DIFFERENT]
 Dimension = Annotated[
     Annotated[Choices, Tag("a list")] | Annotated[Interval, Tag("a mapping")],
     Discriminator(lambda value: "a mapping" if isinstance(value, dict | Interval) else "a list"),
@@ -66,7 +66,7 @@ class SweepConfig(Strict):
     view of the results so far (Optuna's TPE). The last two judge a point by one training: they take one seed.
     """
 
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Seeds
     search: Literal["grid", "random", "asha", "optuna"] | None = None  # null: grid
     grid: dict[str, Choices] | None = None  # dotted key -> values
     space: dict[str, Dimension] | None = None  # dotted key -> values, or {low, high, log}

@@ -7,6 +7,11 @@ points meet the same token it is taken once: an image with few significant token
 keeps k places whatever its images are, of which those left over are empty: nobody attends to them and they are not
 pooled. The count of operations is that of k places, the most that an image may take; it does not vary with data.
 
+It is not the authors' code to the letter. Theirs sorts tokens by significance before it sums them up, takes for each
+point the token whose cumulative value is nearest, and weighs the attention summed over heads by the length of the whole
+value. Here the sum runs in the tokens' own order, a point takes the token into whose share of the sum it falls, and
+each head's attention is weighed by the length of that head's value. Both sample in proportion to significance.
+
 # B batch, h heads, n patch tokens, k points, D embedding, p class and register tokens
 """
 

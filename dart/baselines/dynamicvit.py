@@ -4,7 +4,8 @@ In training tokens are only masked: each stage draws keep or drop by Gumbel soft
 themselves, and a loss holds the share that is kept to the one that is planned, per image (eq. 13). In evaluation the
 planned number of the best is kept, so every image costs the same. Two things are ours: there is no teacher, and so no
 distillation, since the models it is compared with have none; and where the model pools the mean of its tokens, it is
-the mean of those that are kept.
+the mean of those that are kept. What is drawn follows torch's generator, one draw for the images of a pass: in other
+pieces, or on other ranks, a batch draws other noise.
 
 # B batch, h heads, n patch tokens, L with p class and register tokens, D embedding
 """
@@ -28,10 +29,16 @@ class Predictor(nn.Module):
 
     Args:
         embed_dim: D, a multiple of 4.
+
+    Raises:
+        ValueError: it is none.
     """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
+        if embed_dim % 4:
+            rule = "must be a multiple of 4, by which dynamicvit's predictors divide it"
+            raise ValueError(f"embed_dim = {embed_dim}: {rule}; try {4 * (embed_dim // 4 + 1)}")
         self.embed = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU())
         self.judge = nn.Sequential(
             nn.Linear(embed_dim, embed_dim // 2), nn.GELU(),

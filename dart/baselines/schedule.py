@@ -14,6 +14,8 @@ there each method goes as its paper goes:
 So a number of tokens is no measure of cost between methods: compare multiply-accumulates, which are counted.
 """
 
+from functools import cache
+
 from dart.registry import REDUCERS
 
 
@@ -56,10 +58,11 @@ def check_reducer(name: str, keep: float) -> None:
     """Refuse a name that is unknown, or a share that is none, with ValueError."""
     if name not in REDUCERS:
         raise ValueError(f"reducer.name = {name!r}: unknown; known: {', '.join(REDUCERS)}")
-    if not 0 < keep <= 1:
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
         raise ValueError(f"reducer.keep = {keep!r}: must be above 0 and at most 1, the share of tokens that is left")
 
 
+@cache  # a search in Python, which every forward pass asks for
 def _even_counts(keep: float, num_tokens: int, depth: int) -> tuple[int, ...]:
     left = max(1, round(keep * num_tokens))
     least = num_tokens

@@ -226,10 +226,19 @@ class RegionVisionTransformer(VisionTransformer):
             groups["blocks"] = [*groups["blocks"], (r"^reducer", (99999,))]
         return groups
 
-    def _build_reducer(self, options: Mapping[str, Any]) -> Reducer:
-        if self.global_pool not in ("avg", "token", "") or getattr(self, "pool_include_prefix", False):
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As timm's; raises ValueError for a pooling that a reducer's tokens do not have."""
+        if self.reducer is not None and global_pool is not None:
+            self._check_pooling(global_pool)
+        super().reset_classifier(num_classes, global_pool)
+
+    def _check_pooling(self, global_pool: str) -> None:
+        if global_pool not in ("avg", "token", "") or getattr(self, "pool_include_prefix", False):
             rule = "tokens that were taken away can be pooled as 'avg' of the patches or 'token' alone"
-            raise ValueError(f"global_pool = {self.global_pool!r}: {rule}; change it or leave out reducer")
+            raise ValueError(f"global_pool = {global_pool!r}: {rule}; change it or leave out reducer")
+
+    def _build_reducer(self, options: Mapping[str, Any]) -> Reducer:
+        self._check_pooling(self.global_pool)
         return build_reducer(
             options,
             num_tokens=self.patch_embed.num_patches, depth=len(self.blocks), embed_dim=self.embed_dim,

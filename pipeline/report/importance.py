@@ -7,7 +7,8 @@ effect, alone and with others, if keys were drawn independently. A key without e
 """
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,37 +19,65 @@ from pipeline.report.records import Records, Run
 MIN_POINTS = 20
 FOLDS, TREES, SHUFFLES = 5, 32, 10
 LEAST_EXPLAINED = 0.3  # of the variance, by predictions of unseen points
-ESTIMATED = "estimated"
+ESTIMATED, UNDETERMINED = "estimated", "not determined: the keys do not predict the results"
 COLUMNS = ["key", "importance", "std", "explained", "num_points", "status"]
 Array = NDArray[np.float64]
+
+
+class Point(NamedTuple):
+    """A point of the sweep: its keys, and the mean of its complete trainings, which differ in their seed alone."""
+
+    keys: dict[str, Any]
+    value: float
 
 
 def importance(records: Records) -> pd.DataFrame:
     """One row per key that differs between complete points of the sweep, with `COLUMNS`, the weightiest first.
 
-    `std` is that over `SHUFFLES` shuffles: of the estimate, for these points and this forest.
+    `std` is that over `SHUFFLES` shuffles: of the estimate, for these points and this forest. Where nothing can be
+    said, it and the importance are nan, and `status` says why.
     """
-    name = records.task.first.name
-    points = [run for run in records.trials if not run.problem and (run.test or {}).get(name) is not None]
-    keys = varied(points)
+    points = complete_points(records)
+    keys = varied([point.keys for point in points])
+    if not keys:
+        return pd.DataFrame(columns=COLUMNS)
     if len(points) < MIN_POINTS:
         few = f"too few points: {len(points)} complete, needs {MIN_POINTS}"
         return pd.DataFrame([[key, np.nan, np.nan, np.nan, len(points), few] for key in keys], columns=COLUMNS)
-    inputs = np.stack([_numbers([_flat(run)[key] for run in points]) for key in keys], axis=1)
-    results = np.array([(run.test or {})[name] for run in points])
-    effects, explained = total_effects(inputs, results)
-    status = ESTIMATED if explained >= LEAST_EXPLAINED else "not determined: the keys do not predict the results"
-    table = [
-        [key, e.mean(), e.std(ddof=1), explained, len(points), status] for key, e in zip(keys, effects, strict=True)
-    ]
-    return pd.DataFrame(table, columns=COLUMNS).sort_values(["importance", "key"], ascending=[False, True])
+    inputs = np.stack([_numbers([point.keys.get(key) for point in points]) for key in keys], axis=1)
+    effects, explained = total_effects(inputs, np.array([point.value for point in points]))
+    said = [(e.mean(), e.std(ddof=1), explained, len(points), ESTIMATED) for e in effects]
+    if explained < LEAST_EXPLAINED:
+        said = [(np.nan, np.nan, explained, len(points), UNDETERMINED)] * len(keys)
+    table = pd.DataFrame([[key, *row] for key, row in zip(keys, said, strict=True)], columns=COLUMNS)
+    return table.sort_values(["importance", "key"], ascending=[False, True])
 
 
-def varied(points: list[Run]) -> list[str]:
-    """The dotted keys that all of the points have, and not all with one value."""
-    flats = [_flat(run) for run in points]
-    common = set.intersection(*(set(flat) for flat in flats)) if flats else set()
-    return sorted(key for key in common if len({json.dumps(flat[key]) for flat in flats}) > 1)
+def complete_points(records: Records) -> list[Point]:
+    """The points of which a training is complete. Seeds are averaged: the forest may not have seen a point's twin."""
+    name = records.task.first.name
+    found: dict[str, list[tuple[dict[str, Any], float]]] = {}
+    for run in records.trials:
+        value = (run.test or {}).get(name)
+        if not run.problem and value is not None:
+            found.setdefault(json.dumps(_flat(run), sort_keys=True), []).append((_flat(run), value))
+    return [Point(seeds[0][0], float(np.mean([value for _, value in seeds]))) for seeds in found.values()]
+
+
+def varied(points: Sequence[dict[str, Any]]) -> list[str]:
+    """The dotted keys that differ between these points; a point that lacks one has null there.
+
+    A key that only some points have (`tokenizer.scorer` beside uniform ones) counts where it tells points apart as no
+    other key does: else it says no more than which points have it.
+    """
+    everywhere = set.intersection(*map(set, points)) if points else set()
+    keys = {key for flat in points for key in flat}
+    kept: dict[str, tuple[int, ...]] = {}
+    for key in sorted(keys, key=lambda key: (key not in everywhere, not key.endswith(".name"), key)):
+        parts = _parts([point.get(key) for point in points])
+        if max(parts) and (key in everywhere or parts not in kept.values()):
+            kept[key] = parts
+    return sorted(kept)
 
 
 def total_effects(inputs: Array, results: Array) -> tuple[list[Array], float]:
@@ -98,10 +127,18 @@ def _flat(run: Run) -> dict[str, Any]:
     return flat
 
 
-def _numbers(values: list[Any]) -> Array:
-    """Numbers as they are, anything else by the place of its text in order."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return np.array(values, dtype=float)
+def _parts(values: Sequence[Any]) -> tuple[int, ...]:
+    """Which points have equal values: equal for two keys that tell points apart alike."""
+    seen: dict[str, int] = {}
+    return tuple(seen.setdefault(json.dumps(value, sort_keys=True), len(seen)) for value in values)
+
+
+def _numbers(values: Sequence[Any]) -> Array:
+    """Numbers as they are, and null below all of them; anything else by the place of its text in order."""
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        below = min(known, default=0) - 1
+        return np.array([below if value is None else value for value in values], dtype=float)
     texts = [json.dumps(value) for value in values]
     places = {text: place for place, text in enumerate(sorted(set(texts)))}
     return np.array([places[text] for text in texts], dtype=float)

@@ -22,7 +22,9 @@ CONFIDENCE = 0.95
 STARTS = (0.25, 0.5, 1.0, 2.0)  # exponents that the fit begins with; the best end counts
 LARGEST_EXPONENT = 10.0
 WIDEST = 0.5  # half of an interval of the limit that still says something
+LEAST_FLOOR = 1e-6  # below which a fit has ended at its bound, where its covariance says nothing
 FITTED, UNDETERMINED = "fitted", "not determined by these points"
+AT_BOUND = "not determined by these points: no limit below 100 % fits them better"
 COLUMNS = [
     *("series", "num_points", "limit", "limit_low", "limit_high", "exponent", "exponent_low", "exponent_high"),
     *("excess", "reference_gflops", "rmse", "status"),
@@ -63,10 +65,15 @@ class Law(NamedTuple):
 
     @property
     def determined(self) -> bool:
-        """Whether the points say where the law ends: a finite, not all too wide interval of its limit."""
+        """Whether the points say where the law ends: a finite, not all too wide interval of a limit below 100 %."""
         widths = self.half_widths
         inside = 0 < self.values[2] < LARGEST_EXPONENT * (1 - 1e-6) and self.values[1] > 0
-        return bool(inside and np.isfinite(widths).all() and widths[0] <= WIDEST)
+        return bool(inside and not self.at_bound and np.isfinite(widths).all() and widths[0] <= WIDEST)
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether the floor is 0 because it may not be negative."""
+        return bool(self.values[0] < LEAST_FLOOR)
 
 
 def fit_law(gflops: Array, accuracy: Array) -> Law | None:
@@ -118,7 +125,7 @@ def _row(name: str, points: pd.DataFrame, law: Law | None) -> list[object]:
         return [name, len(points), *[np.nan] * 9, few if num_costs < MIN_COSTS else UNDETERMINED]
     floor, excess, exponent = law.values
     if not law.determined:
-        return [name, len(points), *[np.nan] * 8, law.rmse, UNDETERMINED]
+        return [name, len(points), *[np.nan] * 8, law.rmse, AT_BOUND if law.at_bound else UNDETERMINED]
     d_floor, _, d_exponent = law.half_widths
     limit = [1 - floor, max(0.0, 1 - floor - d_floor), min(1.0, 1 - floor + d_floor)]
     power = [exponent, exponent - d_exponent, exponent + d_exponent]

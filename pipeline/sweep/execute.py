@@ -1,6 +1,7 @@
 """A list of trials -> their results in one folder: the common body of the stages `train` and `sweep`."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,6 +81,8 @@ def _identify(
 def dry_run(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, paths: Paths) -> None:
     """Print the plan; nothing is started or written. Where there are no shards yet, the suite says what they will have.
 
+    Shards are not read: what is left out of them is taken to be what the last results say.
+
     Raises:
         UserError: as `plan_runs`; no shards, and the suite does not say.
     """
@@ -88,7 +91,7 @@ def dry_run(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, p
     planned = suite.dataset.planned()
     if planned is None or (paths.shards / MANIFEST_FILE).is_file():
         manifest = load_manifest(paths.shards)
-        runs = plan_runs(stage, suite, trials, manifest, paths)
+        runs = plan_runs(stage, suite, trials, manifest, paths, last_left_out(paths))
         planned = Planned(manifest.num_classes, manifest.split("train").num_samples)
     else:
         runs = _identify(stage, suite, trials, "", paths, Drops())
@@ -133,6 +136,13 @@ def left_out(suite: Suite, paths: Paths) -> Drops:
     for note in drops.notes:
         print(f"warning: {note}", flush=True)
     return drops
+
+
+def last_left_out(paths: Paths) -> Drops:
+    """The damaged samples that the last results were made without; none where there are no results."""
+    file = paths.results / "runs.json"
+    told = json.loads(file.read_text()).get("dropped") if file.is_file() else None
+    return Drops.from_json(told) if told else Drops()
 
 
 def check_pending(suite: Suite, pending: Sequence[Run], manifest: Manifest, paths: Paths) -> None:

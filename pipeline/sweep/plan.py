@@ -1,6 +1,7 @@
 """A suite -> the list of its trials. Pure: nothing is read, started or written, so `--dry-run` is true."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -62,10 +63,13 @@ def plan_sweep(suite: Suite) -> list[Trial]:
         return []
     where = "sweep.grid" if sweep.space is None else "sweep.space"
     problems = [unknown_name(where, key, _dotted_keys()) for key in sweep.keys if key not in _dotted_keys()]
-    problems += [] if problems else _space_problems(sweep)
+    problems = problems or _nested_problems(sweep, where) or _space_problems(sweep)
     trials: list[Trial] = []
     for values in () if problems else _points(sweep):
         trials += _at_point(suite, values, f"{where}: ", problems)
+    names = Counter(trial.name for trial in trials if trial.seed == sweep.seeds[0])
+    if sweep.kind != "optuna":  # whose corners are no points of its own
+        problems += [problem(where, name, "the name of two points") for name, count in names.items() if count > 1]
     if sweep.kind == "asha" and not problems:
         problems += _halving_problems(sweep, trials)
     if problems:
@@ -104,10 +108,25 @@ def _at_point(suite: Suite, values: Mapping[str, Any], where: str, problems: lis
     return _trials(suite, name, _overrides(values), suite.sweep.seeds, where, problems)
 
 
+def _nested_problems(sweep: SweepConfig, where: str) -> list[str]:
+    """A key that is swept whole cannot be swept by its parts at once: the later one would win."""
+    return [
+        problem(where, inner, f"lies in {key!r}, which is swept as well", "leave one of them out")
+        for key in sweep.keys
+        for inner in sweep.keys
+        if inner.startswith(f"{key}.")
+    ]
+
+
 def _space_problems(sweep: SweepConfig) -> list[str]:
-    if sweep.space is None or sweep.num_samples is None or sweep.num_samples <= num_points(sweep.space):
+    if sweep.space is None or sweep.num_samples is None:
         return []
-    rule = f"the space has {num_points(sweep.space)} points"
+    most = num_points(sweep.space)
+    if sweep.num_samples <= most and sweep.kind != "optuna":  # values of few digits may be fewer than it seems
+        most = len(sample_points(sweep.space, sweep.num_samples, sweep.seed or 0))
+    if sweep.num_samples <= most:
+        return []
+    rule = f"the space has {most} point" + "s" * (most > 1)
     return [problem("sweep.num_samples", sweep.num_samples, rule, "ask for fewer, or search the whole grid")]
 
 

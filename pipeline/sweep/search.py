@@ -70,7 +70,7 @@ def known_trials(suite: Suite, paths: Paths) -> list[Trial]:
     """What a search has chosen so far, for a dry run; nothing where there is no data yet."""
     if not (paths.shards / MANIFEST_FILE).is_file():
         return []
-    folder = log_folder(suite, load_manifest(paths.shards).sha256 + Drops().sha256, paths)
+    folder = log_folder(suite, load_manifest(paths.shards).sha256 + execute.last_left_out(paths).sha256, paths)
     points = [plan_point(suite, values) for values in asked_points(folder)]
     return list({trial.name: trial for trial in points}.values())
 

@@ -99,10 +99,10 @@ def test_uncertainty_is_none_where_one_class_has_all_and_whole_where_all_have_th
 
 
 @torch.no_grad()
-def small(tokenizer: str) -> Any:
+def small(tokenizer: str, scorer: str | None = None) -> Any:
     """A model of images of 32 px whose weights say something."""
     torch.manual_seed(0)
-    name, options = f"{tokenizer}_vit_nano", {"img_size": 32, "patch_size": 4, "in_chans": 1}
+    name, options = f"{tokenizer}_vit_nano", {"img_size": 32, "patch_size": 4, "in_chans": 1, "scorer": scorer}
     model = dart.models.build(name, **options, num_classes=5, token_budget=9).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -141,6 +141,9 @@ def test_an_image_in_a_bucket_is_answered_as_it_is_alone() -> None:
         (lambda: budgets_of(torch.ones(3), 20, Ladder(16, 63, 4)), "ladder = 16 to 63 by 4: .* whole steps"),
         (lambda: measure_need(None, torch.ones(1), "entropy", 4), "signal = 'entropy': unknown; known: spread, unc"),
         (lambda: measure_need(small("uniform"), torch.ones(1), "spread", 4), "signal = 'spread': .* no density"),
+        (lambda: measure_need(small("quadtree"), torch.ones(1), "spread", 4), "signal = 'spread': .* no density"),
+        (lambda: measure_need(small("deformable"), torch.ones(1), "spread", 4), "signal = 'spread': .* no density"),
+        (lambda: measure_need(small("dart", "constant"), torch.ones(1), "spread", 4), "but 'constant'; use 'uncert"),
         (lambda: forward_bucketed(torch.nn.Identity(), torch.ones(3, 1), torch.ones(2)), "budgets = .* 3 images"),
     ],
 )

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from dart.registry import CONTROL_SCORERS, TOKENIZERS, has_density
 from pipeline.adaptive import Way, predict_adaptive
 from pipeline.budget_rules import AdaptiveConfig
 from pipeline.budgets import Answers, evaluate_budgets, record_budgets, write_answers
 from pipeline.classification import predict
 from pipeline.config import EvaluateConfig, Trial, load_suite, load_yaml
 from pipeline.data.catalog import DATASETS
+from pipeline.data.clips import Views
+from pipeline.data.index import load_manifest
 from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
 from pipeline.errors import ConfigError, UserError
 from pipeline.evaluate import evaluate_runs, write_evaluation
-from pipeline.part import Part
+from pipeline.part import Part, count_passes, is_little
 from pipeline.placement import Placement
 from pipeline.tracking.runs import score_metrics
 from pipeline.weights import load_model
@@ -80,6 +83,23 @@ def test_only_runs_trained_over_budgets_adapt_them_and_only_a_scorer_has_a_densi
     assert set(answers.adaptive) == {"any", "grid"}
     assert len(answers.adaptive["any"]) == 12
     assert {outcome.way.signal for outcome in answers.adaptive["grid"]} == {"uncertainty"}
+
+
+def test_what_says_nothing_of_an_image_shares_out_nothing(shards: Path, tmp_path: Path) -> None:
+    """Whatever the tokenizer: the registry, the model and the record agree, and both signals come to an end."""
+    config = CONFIG.model_copy(update={"token_budgets": None})
+    kinds = [(name, "conv") for name in TOKENIZERS] + [("dart", name) for name in CONTROL_SCORERS]
+    runs = []
+    for name, scorer in kinds:
+        trial = any_budget(name)
+        tokenizer = trial.tokenizer.model_copy(update={"scorer": scorer})
+        runs.append(finished_run(tmp_path, trial.model_copy(update={"tokenizer": tokenizer}), f"{name}-{scorer}"))
+    weights = {entry["fingerprint"]: path for entry, path in runs}
+    entries = [entry for entry, _ in runs]
+    records = record_budgets(evaluate_budgets(entries, weights, shards, config, Placement()), entries, shards)
+    for (name, scorer), record in zip(kinds, records.values(), strict=True):
+        signals = {way["signal"] for way in record["adaptive"]}
+        assert signals == ({"spread", "uncertainty"} if has_density(name, scorer) else {"uncertainty"}), name
 
 
 def test_a_mean_at_an_end_of_the_ladder_is_that_budget_for_all(answers: Answers) -> None:
@@ -148,6 +168,20 @@ def test_every_answer_is_kept_with_what_it_took(answers: Answers, shards: Path, 
     assert [int(row["prediction"]) for row in rows] == outcome.predictions.classes[:, 0].tolist()
 
 
+def test_little_work_is_counted_with_its_looks_views_and_frames(runs: list[Run], shards: Path) -> None:
+    manifest, (entry, weights) = load_manifest(shards), runs[0]
+    part = Part(entry, weights, shards, 8, 0, 1)
+    assert count_passes(part, manifest) == NUM_TEST
+    assert count_passes(part._replace(world_size=NUM_TEST), manifest) == 1
+    adaptive = part._replace(adaptive=ADAPTIVE)  # four rungs, two looks, and those of the val split
+    assert count_passes(adaptive, manifest) == (2 + 4) * NUM_TEST + 2 * 19
+    clip = {**entry, "science": {**entry["science"], "model": {**entry["science"]["model"], "num_frames": 8}}}
+    parts = [part._replace(entry=clip, views=Views(4, 3))]
+    assert count_passes(parts[0], manifest) == 8 * 12 * NUM_TEST
+    assert is_little(parts, manifest)
+    assert not is_little(parts * (20_000 // (96 * NUM_TEST) + 1), manifest)
+
+
 def test_nobody_asks_nothing_is_done(runs: list[Run], shards: Path) -> None:
     silent = EvaluateConfig(batch_size=8, gallery_samples=0)
     entry, weights = runs[0]
@@ -166,6 +200,13 @@ def test_a_budget_that_the_images_do_not_allow_is_one_sentence(runs: list[Run], 
 
 SOME = {"signals": ["spread"], "held": ["batch"], "mean_budgets": [24], "low": 16, "high": 48, "step": 4}
 ANY = {"experiments/any": {"train": {"token_budgets": [16, 36]}}}
+HALVES = "experiments.any.model.reducer.keep = 0.15: tome merges at most half of the tokens in each of 3 blocks"
+
+
+def tome(**train: Any) -> dict[str, Any]:
+    """An experiment that leaves 10 of 64 tokens, which no three halvings of few tokens do."""
+    model = {"variant": "micro", "reducer": {"name": "tome", "keep": 0.15}}
+    return {"experiments/any": {"model": model, "tokenizer": {"token_budget": 64}, "train": train}}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +227,27 @@ ANY = {"experiments/any": {"train": {"token_budgets": [16, 36]}}}
             "evaluate.adaptive.mean_budgets[1] = 25: not whole steps of 4 above low (16), up to high (48)",
         ),
         ({**ANY, "evaluate/adaptive": {**SOME, "signals": ["entropy"]}}, "evaluate.adaptive.signals[0] = 'entropy': "),
+        (
+            {**ANY, "evaluate/adaptive": {**SOME, "high": 9616}},
+            "evaluate.adaptive.high = 9616: more tokens than pixels",
+        ),
+        (
+            tome(token_budgets=[9, 64]),
+            f"experiments.any.train.token_budgets[0] = 9: not with {HALVES}; use at least 2 / 9",
+        ),
+        ({**tome(), "evaluate/token_budgets": [64, 9]}, f"evaluate.token_budgets[1] = 9: not with {HALVES}"),
+        (
+            tome(token_warmup={"token_budget": 9, "frac": 0.2}),
+            f"experiments.any.train.token_warmup.token_budget = 9: not with {HALVES}",
+        ),
+        (
+            {**tome(token_budgets=[64]), "evaluate/adaptive": {**SOME, "low": 6, "step": 3}},
+            f"evaluate.adaptive, budget 1 = 9: not with {HALVES}",
+        ),
+        (
+            {**ANY, "experiments/any/tokenizer": {"name": "quadtree"}, "evaluate/adaptive": SOME},
+            "evaluate.adaptive.signals = ['spread']: no experiment that is trained at several budgets has a density",
+        ),
     ],
 )
 def test_every_mistake_has_its_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from pipeline.report import formats
-from pipeline.report.importance import COLUMNS, ESTIMATED, importance, total_effects
+from pipeline.report.importance import COLUMNS, ESTIMATED, MIN_POINTS, importance, total_effects, varied
 from pipeline.report.records import load_records
 from pipeline.report.scaling import MIN_COSTS, fit_law, laws, scaling
 from pipeline.report.site import build_page
@@ -46,14 +47,26 @@ def test_a_law_is_found_again_whatever_the_unit_and_the_order() -> None:
 
 
 def test_its_interval_holds_the_truth_as_often_as_it_says() -> None:
-    random, held, inside = np.random.default_rng(0), [], []
+    random, held, inside, values, widths = np.random.default_rng(0), [], [], [], []
     for _ in range(40):
         law = fit_law(GFLOPS, accuracy(GFLOPS) + random.normal(0, 0.005, len(GFLOPS)))
         assert law is not None
+        values.append(law.values)
+        widths.append(law.half_widths)
         held.append(abs(law.values - [FLOOR, EXCESS, EXPONENT]) <= law.half_widths)
         inside.append(abs(1 - law.error(GFLOPS) - accuracy(GFLOPS)) <= law.half_width(GFLOPS))
     assert np.all(np.abs(np.mean(held, axis=0) - 0.95) <= 0.07)  # two standard errors of 40 draws
     assert abs(np.mean(inside) - 0.95) <= 0.07
+    spread = student.ppf(0.975, len(GFLOPS) - 3) * np.std(values, axis=0, ddof=1)
+    assert np.all(np.abs(np.log(np.mean(widths, axis=0) / spread)) <= np.log(1.3))  # no wider than it needs to be
+
+
+def test_a_limit_at_its_bound_is_not_one_that_was_found() -> None:
+    """The points of a law whose floor is negative: the fit ends at 0, and its covariance is not one there."""
+    law = fit_law(GFLOPS, 1.005 - 0.1 * (GFLOPS / REFERENCE) ** -0.3)
+    assert law is not None
+    assert law.at_bound
+    assert not law.determined
 
 
 def test_points_that_determine_nothing_are_said_to() -> None:
@@ -123,6 +136,62 @@ def test_a_wide_sweep_has_a_law_and_its_key_in_the_report(lab: Any, tmp_path: Pa
     for path, again in zip(once, twice, strict=True):
         assert path.read_bytes() == again.read_bytes()
         assert path.with_suffix(".svg").read_bytes() == again.with_suffix(".svg").read_bytes()
+
+
+def sow(lab: Any, points: list[dict[str, dict[str, Any]]], seeds: int = 1) -> None:
+    """A sweep of these points whose results are a random number for each point, and a little of it for each seed."""
+    runs = json.loads((lab.results / "sweep/runs.json").read_text())["runs"]
+    test = json.loads((lab.results / "evaluate/metrics.json").read_text())["runs"][0]
+    random, made, scores = np.random.default_rng(0), [], []
+    for number, sections in enumerate(points):
+        value = random.random()
+        for seed in range(seeds):
+            run = json.loads(json.dumps(runs[0])) | {"name": f"point-{number}", "fingerprint": f"{number}-{seed}"}
+            run["seed"] = run["science"]["seed"] = seed
+            for section, changed in sections.items():
+                run["science"][section].update(changed)
+            made.append(run)
+            scores.append(test | {"fingerprint": run["fingerprint"], "top1": value + random.normal(0, 0.001)})
+            (lab.results / "sweep" / run["fingerprint"]).mkdir()
+            (lab.results / "sweep" / run["fingerprint"] / "journal.jsonl").write_text("")
+    lab.edit("sweep/runs.json", lambda content: content.update(runs=made))
+    lab.edit("evaluate/metrics.json", lambda content: content.update(runs=scores))
+
+
+def test_seeds_of_a_point_are_one_point_that_a_forest_has_not_seen(lab: Any) -> None:
+    sow(lab, [{"train": {"lr": 0.001 * (1 + i)}} for i in range(MIN_POINTS)], seeds=3)
+    (row,) = rows(importance(lab.load()))
+    assert (row.key, row.num_points) == ("train.lr", MIN_POINTS)
+    assert row.explained < 0.1
+    assert row.status.startswith("not determined")
+    assert np.isnan(row.importance)  # nothing is said of a key, in numbers either
+    assert np.isnan(row.std)
+
+
+def test_many_seeds_of_one_point_depend_on_no_key(lab: Any) -> None:
+    sow(lab, [{}], seeds=MIN_POINTS)
+    assert importance(lab.load()).empty
+
+
+def test_keys_that_only_some_points_have_are_keys_as_well(lab: Any) -> None:
+    """Once each: what only says which points have a reducer says nothing beside another key that does."""
+    reducers = [
+        None,
+        *({"name": "tome", "keep": keep} for keep in (0.5, 0.25)),
+        {"name": "evit", "keep": 0.5, "fuse": True},
+    ]
+    sow(lab, [{"model": {"reducer": reducer}} for reducer in reducers])
+    table = importance(lab.load())
+    assert list(table["key"]) == ["model.reducer.fuse", "model.reducer.keep", "model.reducer.name"]
+    assert set(table["num_points"]) == {4}
+
+
+def test_a_key_that_goes_with_another_one_is_not_counted_twice() -> None:
+    uniform, dart = ({"tokenizer.name": name, "train.lr": 0.1} for name in ("uniform", "dart"))
+    points = [uniform, dart | {"tokenizer.scorer": "conv", "tokenizer.score_floor": 0.1}]
+    assert varied(points) == ["tokenizer.name"]
+    points.append(dart | {"tokenizer.scorer": "conv", "tokenizer.score_floor": 0.2})
+    assert varied(points) == ["tokenizer.name", "tokenizer.score_floor"]
 
 
 def test_the_share_of_a_key_is_that_of_the_variance_it_makes() -> None:

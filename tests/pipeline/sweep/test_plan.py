@@ -6,7 +6,11 @@ import pytest
 
 from pipeline.config import ExperimentConfig, Suite, SweepConfig
 from pipeline.errors import ConfigError
+from pipeline.model_rules import ReducerConfig
+from pipeline.recipe import AugmentConfig
 from pipeline.sweep.plan import plan_experiments, plan_sweep
+from pipeline.validation import validate
+from tests.pipeline.test_config import MAPPING
 
 
 def with_experiments(suite: Suite, **experiments: dict[str, Any]) -> Suite:
@@ -52,6 +56,73 @@ def test_a_grid_of_reducers_is_one_of_names_and_shares(tiny_suite: Suite) -> Non
     assert [trial.name for trial in trials] == ["9-evit-0.5-True", "9-ats-0.25", "9-None"]
     with pytest.raises(ConfigError, match=r"sweep.grid = 'model.reducer.kepe': unknown; did you mean 'model.reducer.k"):
         plan_sweep(with_sweep(tiny_suite, {"model.reducer.kepe": [0.5]}))
+
+
+def test_a_reducer_of_another_name_has_none_of_the_old_ones_options(tiny_suite: Suite) -> None:
+    base = {"name": "evit", "keep": 0.5, "fuse": True}
+    model = tiny_suite.model.model_copy(update={"reducer": ReducerConfig(**base)})
+    suite = tiny_suite.model_copy(update={"model": model})
+    (trial,) = plan_sweep(with_sweep(suite, {"model.reducer": [{"name": "tome"}]}))
+    assert trial.model.reducer.model_dump() == {"name": "tome", "keep": 0.5}
+    (trial,) = plan_sweep(with_sweep(suite, {"model.reducer.keep": [0.75]}))
+    assert trial.model.reducer.model_dump() == base | {"keep": 0.75}
+
+
+WHOLE = [{"name": "tome", "keep": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "sentence"),
+    [
+        ({"grid": {"tokenizer.token_budget": [4, 4]}}, "grid.tokenizer.token_budget = [4, 4]: 4 is twice in the list"),
+        ({"grid": {"train.lr": [1, 0.5, 1.0]}}, "grid.train.lr = [1, 0.5, 1.0]: 1.0 is twice in the list"),
+        ({"grid": {"train.lr": [1]}, "seeds": [0, 3, 0]}, "seeds = [0, 3, 0]: 0 is twice in the list"),
+        (
+            {"search": "random", "seed": 0, "num_samples": 2, "space": {"tokenizer.token_budget": [4, 4]}},
+            "space.tokenizer.token_budget = [4, 4]: 4 is twice in the list",
+        ),
+        (
+            {"search": "random", "seed": 0, "num_samples": 9, "space": {"train.lr": {"low": 0.001, "high": 0.0010001}}},
+            "sweep.num_samples = 9: the space has 1 point; ask for fewer",
+        ),
+        (
+            {"grid": {"model.reducer": [None, *WHOLE], "model.reducer.keep": [0.5]}},
+            "sweep.grid = 'model.reducer.keep': lies in 'model.reducer', which is swept as well",
+        ),
+        (
+            {"grid": {"model.reducer.keep": [0.3, 0.4], "model.reducer": WHOLE}},
+            "sweep.grid = 'model.reducer.keep': lies in 'model.reducer', which is swept as well",
+        ),
+    ],
+)
+def test_what_would_be_two_points_of_one_name_or_one_of_two_is_refused(
+    tiny_suite: Suite, sweep: dict, sentence: str
+) -> None:
+    found: list[str] = []
+    config = validate(SweepConfig, {"seeds": [0], **sweep}, "sweep.", found)
+    if config is not None:
+        with pytest.raises(ConfigError) as error:
+            plan_sweep(tiny_suite.model_copy(update={"sweep": config}))
+        found = error.value.problems
+    assert len(found) == 1
+    assert sentence in found[0]
+
+
+def test_two_points_do_not_share_a_name(tiny_suite: Suite) -> None:
+    """Of mappings it has the values alone, which may be equal under other keys."""
+    train = tiny_suite.train.model_copy(update={"augment": AugmentConfig(**MAPPING)})
+    suite = tiny_suite.model_copy(update={"train": train})
+    with pytest.raises(ConfigError, match=r"sweep.grid = '0.5': the name of two points"):
+        plan_sweep(with_sweep(suite, {"train.augment": [{"mixup": 0.5}, {"cutmix": 0.5}]}))
+
+
+def test_weights_are_handed_on_between_reducers_with_the_same_predictors_alone(tiny_suite: Suite) -> None:
+    learned = {"name": "dynamicvit", "ratio_weight": 2.0}
+    first, second = ({"model": {"reducer": {**learned, "keep": keep}}} for keep in (1.0, 0.5))
+    with pytest.raises(ConfigError, match=r"reducer.name = 'dynamicvit': first, where it starts from, has None"):
+        plan_experiments(with_experiments(tiny_suite, first=first, second={**second, "init_from": "first"}))
+    with pytest.raises(ConfigError, match=r"reducer.name = None: second, where it starts from, has 'dynamicvit'"):
+        plan_experiments(with_experiments(tiny_suite, second=second, first={**first, "init_from": "second"}))
 
 
 def test_weights_are_not_handed_on_to_a_reducer_that_has_some_of_its_own(tiny_suite: Suite) -> None:

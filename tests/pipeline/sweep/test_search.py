@@ -12,10 +12,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.config import Params, Suite, load_suite, load_yaml
-from pipeline.data.drops import Drops
+from pipeline.data.drops import Drop, Drops
 from pipeline.data.index import load_manifest
 from pipeline.errors import ConfigError
-from pipeline.sweep.execute import Paths, dry_run
+from pipeline.sweep.execute import Paths, dry_run, publish
 from pipeline.sweep.plan import plan_point, plan_sweep
 from pipeline.sweep.search import known_trials, log_folder, say_plan
 from pipeline.sweep.search_log import SearchLog
@@ -104,6 +104,11 @@ def test_a_dry_run_says_what_is_known(
     dry_run("sweep", suite, known, Params(suites=["tiny"]), paths)
     assert "dart-7-4" in capsys.readouterr().out
     assert say_plan(suite, known) == "optuna: 1 of 4 points are known, each further one depends on results"
+    drops = Drops((Drop("train", "train-000000.tar", "train-000003", 3, "is cut off"),))
+    publish("sweep", suite, [], paths.results, drops)  # a search without that sample is another one
+    assert known_trials(suite, paths) == []
+    SearchLog(log_folder(suite, load_manifest(tiny_shards).sha256 + drops.sha256, paths)).asked(0, values)
+    assert known_trials(suite, paths) == known
 
 
 def test_the_sweeps_of_the_documentation_are_sweeps(tmp_path: Path) -> None:
