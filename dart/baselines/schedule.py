@@ -14,8 +14,6 @@ there each method goes as its paper goes:
 So a number of tokens is no measure of cost between methods: compare multiply-accumulates, which are counted.
 """
 
-from functools import cache
-
 from dart.registry import REDUCERS
 
 
@@ -62,7 +60,6 @@ def check_reducer(name: str, keep: float) -> None:
         raise ValueError(f"reducer.keep = {keep!r}: must be above 0 and at most 1, the share of tokens that is left")
 
 
-@cache  # a search in Python, which every forward pass asks for
 def _even_counts(keep: float, num_tokens: int, depth: int) -> tuple[int, ...]:
     left = max(1, round(keep * num_tokens))
     least = num_tokens
@@ -71,8 +68,11 @@ def _even_counts(keep: float, num_tokens: int, depth: int) -> tuple[int, ...]:
     if left < least:
         rule = f"tome merges at most half of the tokens in each of {depth} blocks"
         raise ValueError(f"reducer.keep = {keep!r}: {rule}; use at least {least} / {num_tokens}")
-    found = (_leave(gone, left, num_tokens, depth) for gone in range(num_tokens - left, depth * num_tokens + 1))
-    return next(counts for counts in found if counts[-1] == left)
+    few, many = num_tokens - left, depth * num_tokens  # to be gone; the more, the fewer are left: halve the interval
+    while few < many:
+        middle = (few + many) // 2
+        few, many = (few, middle) if _leave(middle, left, num_tokens, depth)[-1] == left else (middle + 1, many)
+    return _leave(few, left, num_tokens, depth)
 
 
 def _leave(gone: int, left: int, num_tokens: int, depth: int) -> tuple[int, ...]:

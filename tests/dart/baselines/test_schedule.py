@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dart.baselines.schedule import plan_counts, plan_stages
+from dart.baselines.schedule import _leave, plan_counts, plan_stages
 from dart.registry import REDUCERS
 
 SIZES = {"num_tokens": st.integers(1, 400), "depth": st.integers(1, 24), "keep": st.floats(0.01, 1.0)}
@@ -38,6 +38,18 @@ def test_tome_merges_as_many_in_every_block_or_half_of_what_comes(keep: float, n
     for before, after in steps[:-1]:  # the last may be what remains to be done
         assert most - 1 <= before - after or after in ((before + 1) // 2, counts[-1])
     assert all(2 * after >= before for before, after in steps)
+
+
+@given(**SIZES)
+def test_tome_spreads_no_more_than_it_must(keep: float, num_tokens: int, depth: int) -> None:
+    """The fewest tokens that, spread over the blocks, leave what is wanted: whoever tries them one by one agrees."""
+    left = max(1, round(keep * num_tokens))
+    tried = (_leave(gone, left, num_tokens, depth) for gone in range(num_tokens - left, depth * num_tokens + 1))
+    try:
+        counts = plan_counts("tome", keep, num_tokens, depth)
+    except ValueError:
+        counts = None
+    assert counts == next((found for found in tried if found[-1] == left), None)
 
 
 def test_tome_with_16_merges_in_each_of_12_blocks_halves_what_the_last_one_finds() -> None:
