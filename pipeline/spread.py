@@ -76,11 +76,9 @@ def run_on_ray(
     import ray
 
     from pipeline.sweep.capacity import Shortage, count_slots, resolve_gpus
+    from pipeline.train.nodes import alive_nodes
 
-    def look() -> list[dict[str, float]]:
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-    nodes, cpus = look(), placement.cpus_per_worker
+    nodes, cpus = alive_nodes(), placement.cpus_per_worker
     gpus = resolve_gpus(placement, nodes) if gpus is None else gpus
     shortage = Shortage(1, placement, gpus)
     slots = count_slots(nodes, cpus, gpus)
@@ -95,7 +93,7 @@ def run_on_ray(
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_S)
             if not ready:
-                shortage.look(look())
+                shortage.look(alive_nodes())
                 continue
             results[pending.pop(ready[0])] = ray.get(ready[0])
             progress(len(results), len(parts))

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pipeline.config import absurd_precision, indivisible_batch
 from pipeline.errors import ConfigError, UserError, problem
@@ -39,8 +40,19 @@ def count_slots(nodes: Nodes, cpus: int, gpus: float) -> int:
     )
 
 
-def check_capacity(runs: Sequence[Run], placement: Placement, nodes: Nodes) -> None:
-    """Raise ConfigError naming every run that could never start on these nodes, or would train absurdly slowly."""
+class Capacity(NamedTuple):
+    """GPUs of each worker, and how many workers fit at once."""
+
+    gpus: float
+    slots: int
+
+
+def check_capacity(runs: Sequence[Run], placement: Placement, nodes: Nodes) -> Capacity:
+    """What these nodes have room for.
+
+    Raises:
+        ConfigError: naming every run that could never start on them, or would train absurdly slowly.
+    """
     gpus = resolve_gpus(placement, nodes)
     slots = count_slots(nodes, placement.cpus_per_worker, gpus)
     problems: dict[str, None] = {}
@@ -51,6 +63,7 @@ def check_capacity(runs: Sequence[Run], placement: Placement, nodes: Nodes) -> N
         problems |= dict.fromkeys(absurd_precision(run.trial, "cuda" if gpus else "cpu"))
     if problems:
         raise ConfigError("placement", problems)
+    return Capacity(gpus, slots)
 
 
 def room(nodes: Nodes, placement: Placement, gpus: float) -> str:

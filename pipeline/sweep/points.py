@@ -6,21 +6,13 @@ from typing import Any
 
 from pipeline.data.index import MANIFEST_FILE, Manifest
 from pipeline.placement import Placement
-from pipeline.sweep.capacity import (
-    Shortage,
-    check_batches,
-    check_capacity,
-    count_slots,
-    min_workers,
-    num_workers,
-    resolve_gpus,
-)
+from pipeline.sweep.capacity import Shortage, check_batches, check_capacity, min_workers, num_workers
 from pipeline.sweep.cost import relative_cost
 from pipeline.sweep.jobs import build_job
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.suggesting import Asking, Suggestions
 from pipeline.sweep.tune import Room, Steering, raise_failures, tune_jobs
-from pipeline.train.nodes import check_nodes
+from pipeline.train.nodes import alive_nodes, check_nodes
 from pipeline.train.run import Job, Run
 from pipeline.train.session import ray_session
 
@@ -130,13 +122,9 @@ def train_points(
     started: list[Run] = []
     many = num_workers(first, placement) > 1
     with ray_session(placement, dashboard=many):
-        import ray
-
         if placement.ray_address is not None:
             check_nodes(scratch.parent, [data_dir / MANIFEST_FILE])
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = resolve_gpus(placement, nodes)
-        check_capacity(edges, placement, nodes)
+        gpus, slots = check_capacity(edges, placement, alive_nodes())
         progress = Progress({}, {}, points.num_told, num_more=limit - points.num_told)
         jobs: list[Job] = []
 
@@ -150,8 +138,14 @@ def train_points(
             follow(run.dir)
             return number, {"index": len(jobs) - 1, "job": jobs[-1].to_json()}
 
-        slots = count_slots(nodes, placement.cpus_per_worker, gpus) // num_workers(first, placement)
         steering = Steering(searcher=Asking(start, points.end), num_samples=limit)
         shortage = Shortage(min_workers(first, placement), placement, gpus)
-        tune_jobs(jobs, Room(slots, many, placement, gpus), scratch, progress, shortage, steering)
+        tune_jobs(
+            jobs,
+            Room(slots // num_workers(first, placement), many, placement, gpus),
+            scratch,
+            progress,
+            shortage,
+            steering,
+        )
     raise_failures(list({run.fingerprint: run for run in started}.values()))

@@ -13,19 +13,12 @@ from pipeline.data.index import MANIFEST_FILE
 from pipeline.errors import UserError
 from pipeline.measures import validated
 from pipeline.placement import Placement
-from pipeline.sweep.capacity import (
-    Shortage,
-    check_batches,
-    check_capacity,
-    count_slots,
-    num_workers,
-    resolve_gpus,
-)
+from pipeline.sweep.capacity import Shortage, check_batches, check_capacity, num_workers
 from pipeline.sweep.jobs import build_job
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.silence import ending_silent
 from pipeline.train.launch import carry_out
-from pipeline.train.nodes import check_nodes
+from pipeline.train.nodes import alive_nodes, check_nodes
 from pipeline.train.run import LOG, Job, Run, read_failure, write_failure
 from pipeline.train.session import ray_session
 
@@ -100,13 +93,8 @@ def run_on_cluster(
     Runs that start from another's weights come after it. Of the others, those of one worker come first, then those
     of many: both kinds at once could each hold half of what the other waits for.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = resolve_gpus(placement, nodes)
-    check_capacity(list(pending.values()), placement, nodes)
+    gpus, slots = check_capacity(list(pending.values()), placement, alive_nodes())
     progress = Progress(pending, costs, num_done, echo)
-    slots = count_slots(nodes, placement.cpus_per_worker, gpus)
     waves = {(num_starts(run.trial), num_workers(run, placement) > 1) for run in pending.values()}
     for wave in sorted(waves):
         group = [run for run in pending.values() if (num_starts(run.trial), num_workers(run, placement) > 1) == wave]
@@ -217,7 +205,6 @@ def _trainable(config: dict[str, Any], jobs: list[str]) -> None:
 
 def _callback(jobs: list[Job], progress: Progress, shortage: Shortage, stopped: Mapping[str, dict[str, Any]]) -> Any:
     """Tune's events as progress lines; ends a sweep that lost too many nodes, for which Tune waits for ever."""
-    import ray
     from ray import tune
 
     class Shown(tune.Callback):
@@ -244,7 +231,7 @@ def _callback(jobs: list[Job], progress: Progress, shortage: Shortage, stopped: 
                 return
             self.looked_at = time.monotonic()
             try:
-                shortage.look([node["Resources"] for node in ray.nodes() if node["Alive"]])
+                shortage.look(alive_nodes())
             except UserError as error:  # Tune would wrap it in its own
                 self.lost = error
                 raise

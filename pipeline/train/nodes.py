@@ -34,6 +34,13 @@ class Node(NamedTuple):
         return f"node {self.address} ({self.id[:6]})"
 
 
+def alive_nodes() -> list[dict[str, float]]:
+    """Ray's resources by name, of every node of the connected cluster that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def check_nodes(folder: Path, files: Sequence[Path] = (), answer_s: float = ANSWER_S) -> None:
     """Compare every node of the connected cluster with this process; takes no CPU or GPU from the cluster.
 

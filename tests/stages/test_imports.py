@@ -21,7 +21,6 @@ HOMES = {
         "pipeline.train.session",
         "pipeline.train.worker",
         "pipeline.sweep.halving",
-        "pipeline.sweep.points",
         "pipeline.sweep.silence",
         "pipeline.sweep.suggesting",
         "pipeline.sweep.tune",
