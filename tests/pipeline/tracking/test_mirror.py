@@ -1,6 +1,8 @@
 """What the ledger shows while a stage trains, and of how its runs end."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
-from pipeline.journal import JOURNAL_NAME, Journal
+from pipeline.journal import JOURNAL_NAME, Journal, Tail
+from pipeline.tracking import runs as run_files
 from pipeline.tracking.ledger import SYNCED
 from pipeline.tracking.mirror import mirror
+from pipeline.tracking.runs import RunFiles
 
 from .records import DATA_SHA, PROVENANCE, SUITE, end_run, history, shown, start_run, train
 
@@ -101,10 +106,12 @@ with mirror({uri!r}, {SUITE!r}, "train", folders, interval_s=0.05):
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
     assert shown(uri, f"{SUITE}/train/gone").info.status == "RUNNING"
+    Journal(runs / SUITE / "gone").metrics(2, train_loss=0.75)  # a worker elsewhere went on for a moment
     with mirror(uri, SUITE, "train", [runs / SUITE / "f1"], interval_s=0.05):
         Journal(runs / SUITE / "f1").metrics(2, train_loss=0.5)
         end_run(runs, "f1", 2)
     assert shown(uri, f"{SUITE}/train/gone").info.status == "KILLED"
+    assert history(uri, f"{SUITE}/train/gone", "train_loss") == [(1, 1.0), (2, 0.75)]
     assert shown(uri, f"{SUITE}/train/f1").info.status == "FINISHED"
     assert history(uri, f"{SUITE}/train/f1", "train_loss") == [(1, 1.0), (2, 0.5)]
 
@@ -117,5 +124,63 @@ def test_a_damaged_journal_is_left_out_and_the_others_are_not(
     (runs / SUITE / "bad" / JOURNAL_NAME).write_text("garbage\n")
     with mirror(uri, SUITE, "train", [runs / SUITE / "bad", runs / SUITE / "good"]):
         pass
-    assert "tiny/train/bad is not shown in MLflow" in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert "tiny/train/bad is not shown in MLflow" in warnings
+    assert "misses part of tiny" in warnings
     assert shown(uri, f"{SUITE}/train/good").info.status == "FINISHED"
+
+
+def test_a_run_that_mlflow_does_not_take_holds_up_no_other(
+    uri: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("refused", "good"):
+        train(runs, name)
+    spec = runs / SUITE / "refused/spec.json"
+    content = json.loads(spec.read_text())
+    spec.write_text(json.dumps({**content, "science": {"x" * 300: 1}}))  # MLflow's limit is 250
+    with mirror(uri, SUITE, "train", [runs / SUITE / "refused", runs / SUITE / "good"], interval_s=0.05):
+        Journal(runs / SUITE / "good").metrics(6, **{"x" * 300: 1.0})  # of a metric it is ours to cut
+        time.sleep(0.5)
+    assert shown(uri, f"{SUITE}/train/good").data.metrics["x" * 250] == 1.0
+    assert shown(uri, f"{SUITE}/train/good").info.status == "FINISHED"
+    assert shown(uri, f"{SUITE}/train/refused").info.status == "KILLED"
+    assert shown(uri, f"{SUITE}/train").info.status == "FINISHED"
+    told, missed = capsys.readouterr().err.splitlines()
+    assert told.startswith("warning: tiny/train/refused is not shown in MLflow: ")
+    assert missed.endswith("later: python -m pipeline.tracking replay tiny")
+
+
+def test_what_a_look_could_not_read_is_found_by_the_next(
+    uri: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(path: Path, offset: int) -> Tail:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with mirror(uri, SUITE, "train", [runs / SUITE / "f1"], interval_s=0.05):
+        start_run(runs, "f1").metrics(1, train_loss=1.0)
+        time.sleep(0.5)
+        with monkeypatch.context() as patched:
+            patched.setattr(run_files, "read_tail", away)
+            end_run(runs, "f1", 1)
+            time.sleep(0.5)
+    run = shown(uri, f"{SUITE}/train/f1")
+    assert (run.info.status, run.data.metrics["wall_s"]) == ("FINISHED", 2.5)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Stale file handle" in line
+
+
+def test_a_poll_that_fails_has_seen_nothing(runs: Path) -> None:
+    start_run(runs, "f1").metrics(1, train_loss=1.0)
+    run = RunFiles(SUITE, "train", "f1", runs / SUITE / "f1")
+    assert run.poll()
+    end_run(runs, "f1", 1)
+    journal = runs / SUITE / "f1" / JOURNAL_NAME
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b"garbage\n")
+    with pytest.raises(UserError, match="not a journal line"):
+        run.poll()
+    assert not run.ended
+    journal.write_bytes(whole)
+    assert run.poll()
+    assert run.ended
+    assert not run.poll()
