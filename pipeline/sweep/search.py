@@ -88,6 +88,12 @@ def say_plan(suite: Suite, trials: Sequence[Trial]) -> str:
     return f"optuna: {len(trials)} of {sweep.num_samples} points are known, each further one depends on results"
 
 
+def stopped_record(epoch: int, of: int, step: int, num_samples: int, metrics: dict[str, float]) -> dict[str, Any]:
+    """What is recorded of a training that was stopped after this epoch and step, beside its provenance."""
+    status = f"{STOPPED} at epoch {epoch} of {of}"
+    return {"status": status, "metrics": metrics, "num_steps": step, "num_samples": num_samples}
+
+
 def _halve(
     stage: str, suite: Suite, runs: Sequence[Run], manifest: Manifest, params: Params, paths: Paths, log: SearchLog
 ) -> dict[str, dict[str, Any]]:
@@ -102,8 +108,7 @@ def _halve(
 
     def stopped(folder: Path, epoch: int, step: int, value: float) -> dict[str, Any]:
         samples = step * unique[folder.name].trial.train.global_batch_size
-        said = {"status": f"{STOPPED} at epoch {epoch} of {epochs}", "metrics": {metric: value}}
-        return {**said, "num_steps": step, "num_samples": samples, "provenance": record}
+        return {**stopped_record(epoch, epochs, step, samples, {metric: value}), "provenance": record}
 
     for run in unique.values():
         run.prepare(execute.wants_fresh())

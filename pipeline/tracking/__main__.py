@@ -38,19 +38,28 @@ def main() -> None:
 
 
 def replay_suites(suites: list[str], root: Path = Path()) -> None:
-    """Rebuild the ledger of the suites from runs/ and results/."""
+    """Rebuild the ledger of the suites from runs/ and results/.
+
+    Raises:
+        UserError: what could not be sent, after everything else is.
+    """
     from pipeline.config import load_params
     from pipeline.gallery import draw_gallery
     from pipeline.tracking.replay import replay
 
-    params = load_params(root / "params.yaml")
+    params, problems = load_params(root / "params.yaml"), []
     for suite in suites or params.suites:
         folders = root / "runs", root / "results"
         if not any((folder / suite).is_dir() for folder in folders):
             raise UserError(problem("suite", suite, "no recorded runs in runs/ or results/", "run `make repro`"))
         manifest = root / "data" / suite / "shards" / "manifest.json"
-        num_sent = replay(params.tracking.uri, suite, *folders, manifest=manifest, draw=draw_gallery)
-        print(f"{suite}: {num_sent} runs sent to {params.tracking.uri}")
+        try:
+            num_sent = replay(params.tracking.uri, suite, *folders, manifest=manifest, draw=draw_gallery)
+            print(f"{suite}: {num_sent} runs sent to {params.tracking.uri}")
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
 
 
 def serve(host: str, port: int, allow: list[str]) -> None:

@@ -1,31 +1,32 @@
 """MLflow's side of the records.
 
-`Ledger.sync` is idempotent: it reads what MLflow has of a run and sends what is missing. MLflow's own history
-is the position, so a batch whose answer was lost is neither repeated nor forgotten. Open it by `open_ledger`.
+`Ledger.sync` is idempotent: it reads what MLflow has of a run and sends what is missing or different. MLflow's own
+history is the position, so a batch whose answer was lost is neither repeated nor forgotten. Open it by `open_ledger`.
 """
 
 import json
-import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 
-from pipeline.search_rules import STOPPED
+from pipeline.tracking.artifacts import Artifacts
 from pipeline.tracking.database import make_database
+from pipeline.tracking.points import Points
+from pipeline.tracking.refusals import RunRefused, of_one_run
 from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
-from pipeline.tracking.uri import check_there, check_uri, page_root, refused, resolve_uri, sqlite_path
+from pipeline.tracking.uri import brief, check_there, check_uri, page_root, refused, resolve_uri, sqlite_path
 
 KEY = "dart.key"
+BEGAN = "dart.began"  # Unix ms of the journal's first record: another one is another training
+STATUS = "dart.status"  # of a run that has ended otherwise than well
 SYNCED = "dart.synced"  # which state of the files a finished run of the ledger shows
-PICTURE = "what-the-model-sees.png"
 REPORT = "report/index.html"  # as the stage `report` calls it
 NOTE = "mlflow.note.content"  # what MLflow shows as the experiment's description
-_BATCH = 1000  # MLflow's limit of metrics per call; of params and tags it is 100
+_PAGE = 1000  # MLflow's answers at once
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's words
 
 
@@ -43,14 +44,12 @@ class Ledger:
     def __init__(self, uri: str, suite: str, draw: Callable[[Path, Path], None] | None = None) -> None:
         self.uri = resolve_uri(uri)
         check_uri(self.uri)
-        self._draw = draw
         self.suite = suite
         self._run_ids: dict[str, str] = {}
-        self._sent: dict[str, set[tuple[str, int]]] = {}  # by run id: (metric, step)
-        self._stored: dict[str, set[tuple[str, int]]] = {}  # by run id: (artifact, bytes)
         try:
             make_database(sqlite_path(self.uri))
             self._client = MlflowClient(self.uri)
+            self._points, self._artifacts = Points(self._client), Artifacts(self._client, draw)
             self._experiment = self._find_experiment()
         except Exception as error:  # whatever the store is made of: SQLAlchemy, HTTP, alembic
             raise refused(uri, error) from error
@@ -61,19 +60,28 @@ class Ledger:
         Args:
             start_ms: When the stage began, in Unix time, if that was not now.
         """
-        filters = f"attributes.status = '{RUNNING}' AND tags.`dart.stage` = '{stage}'"
-        for stale in self._client.search_runs([self._experiment], filters, max_results=1000):
-            self._client.set_terminated(stale.info.run_id, KILLED)
+        for stale in self.running(stage).values():
+            self._client.set_terminated(stale, KILLED)
         parent = self._parent(stage, start_ms)
         self._client.update_run(parent, status=RUNNING)
         self._log_tags(parent, tags)
 
     def close_stage(self, stage: str, status: str, end_ms: int | None = None) -> None:
-        """End the parent run, and every child that is still open, with MLflow's word for how it went."""
-        for key, run_id in self._run_ids.items():
-            if key.startswith(f"{self.suite}/{stage}/") and self._status(run_id) == RUNNING:
-                self._client.set_terminated(run_id, FAILED if status == FINISHED else status)
-        self._client.set_terminated(self._parent(stage), status, end_ms)
+        """End the parent run, and every child that is still open, with MLflow's word for how it went.
+
+        Of a stage that has ended well, these are the trials that its search has stopped.
+        """
+        parent = self._parent(stage)
+        for run_id in self.running(stage).values():
+            if run_id != parent:
+                self._client.set_terminated(run_id, KILLED if status == FINISHED else status)
+        self._client.set_terminated(parent, status, end_ms)
+
+    def running(self, stage: str) -> dict[str, str]:
+        """{key: MLflow's id} of what MLflow shows as running, the stage's parent included."""
+        filters = f"attributes.status = '{RUNNING}' AND tags.`dart.stage` = '{stage}'"
+        found = self._client.search_runs([self._experiment], filters, max_results=_PAGE)
+        return {run.data.tags.get(KEY, run.info.run_id): run.info.run_id for run in found}
 
     def sync(self, run: RunFiles, manifest: Path | None = None, tags: Mapping[str, str] | None = None) -> bool:
         """Send what MLflow lacks of a run; True if anything had to be sent.
@@ -81,25 +89,43 @@ class Ledger:
         Args:
             manifest: The shards' manifest.json, logged as the run's data set.
             tags: Provenance, used until the run has its own.
+
+        Raises:
+            RunRefused: MLflow does not take this run; any other error may be an outage.
         """
         try:
-            known = self._find(run.key)
+            known = self._forget_another(run, self._find(run.key))
             if known is not None and known.data.tags.get(SYNCED) == run.state():
                 self._run_ids[run.key] = known.info.run_id
                 return False
             run_id = self._find_or_create(run.key, run.stage, run.title, run.start_ms, self._nesting(run))
             if known is None or not (known.data.params and known.inputs.dataset_inputs):
                 self._send_identity(run_id, run, manifest, tags or {})
-            self._send_points(run_id, run)
-            self._send_files(run_id, run)
+            if run.began_ms is not None and (known is None or BEGAN not in known.data.tags):
+                self._client.set_tag(run_id, BEGAN, str(run.began_ms))
+            self._points.send(run_id, run.points())
+            self._artifacts.send(run_id, run)
             self._end_or_go_on(run_id, run)
-        except Exception:
-            # Unknown what arrived, or the run was deleted: read it back before the next attempt.
-            run_id = self._run_ids.pop(run.key, "")
-            self._sent.pop(run_id, None)
-            self._stored.pop(run_id, None)
+        except Exception as error:  # whatever it was, it is unknown what arrived: read it back before the next attempt
+            self._forget(run.key)
+            if of_one_run(error):
+                raise RunRefused(brief(error)) from error
             raise
         return True
+
+    def _forget(self, key: str) -> None:
+        run_id = self._run_ids.pop(key, "")
+        self._points.forget(run_id)
+        self._artifacts.forget(run_id)
+
+    def _forget_another(self, run: RunFiles, known: Run | None) -> Run | None:
+        """Put MLflow's run into its trash where it shows an earlier training, whose journal was thrown away."""
+        began = None if known is None else known.data.tags.get(BEGAN)
+        if known is None or began is None or run.began_ms is None or began == str(run.began_ms):
+            return known
+        self._client.delete_run(known.info.run_id)
+        self._forget(run.key)
+        return None
 
     def addresses(self) -> dict[str, str]:
         """{SUITE/STAGE/FINGERPRINT: the run's page on the MLflow server}; empty where there is no server."""
@@ -163,49 +189,16 @@ class Ledger:
         self._log_tags(run_id, tags)
         self._client.log_inputs(run_id, [_dataset_input(run.entry["dataset"], manifest)])
 
-    def _send_points(self, run_id: str, run: RunFiles) -> None:
-        if run_id not in self._sent:
-            names = self._client.get_run(run_id).data.metrics
-            self._sent[run_id] = {
-                (name, point.step) for name in names for point in self._client.get_metric_history(run_id, name)
-            }
-        sent = self._sent[run_id]
-        points = {(_metric_name(name), step): point for (name, step), point in run.points().items()}
-        missing = [key for key in points if key not in sent]
-        for i in range(0, len(missing), _BATCH):
-            batch = missing[i : i + _BATCH]
-            metrics = [Metric(key[0], points[key][0], points[key][1], key[1]) for key in batch]
-            self._client.log_batch(run_id, metrics=metrics)
-            sent.update(batch)
-
-    def _send_files(self, run_id: str, run: RunFiles) -> None:
-        paths = run.artifacts()
-        if paths and run_id not in self._stored:
-            self._stored[run_id] = {(f.path, f.file_size) for f in self._client.list_artifacts(run_id)}
-        for path in paths:
-            stored = path.name, path.stat().st_size
-            if stored not in self._stored[run_id]:
-                self._client.log_artifact(run_id, str(path))
-                self._stored[run_id].add(stored)
-        if run.gallery is not None and self._draw is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                self._draw(run.gallery, Path(folder) / PICTURE)
-                self._client.log_artifact(run_id, str(Path(folder) / PICTURE))
-
     def _end_or_go_on(self, run_id: str, run: RunFiles) -> None:
-        if run.done:
-            self._log_tags(run_id, provenance_tags(run.entry.get("provenance", {})))
-            ended = FINISHED if run.entry["status"] == "done" else FAILED
-            self._client.set_terminated(run_id, ended, run.end_ms)
+        if run.ended:
+            well = run.status == "done"
+            told = {} if well else {STATUS: run.status}
+            self._log_tags(run_id, {**provenance_tags(run.entry.get("provenance", {})), **told})
+            word = FINISHED if well else KILLED if run.stopped else FAILED
+            self._client.set_terminated(run_id, word, run.end_ms)
             self._client.set_tag(run_id, SYNCED, run.state())  # last: it says that all of the above is there
-        elif (status := str(run.entry.get("status", ""))).startswith(STOPPED):
-            self._log_tags(run_id, {"dart.status": status})
-            self._client.set_terminated(run_id, KILLED, run.end_ms)
-        elif self._status(run_id) != RUNNING:
+        elif self._client.get_run(run_id).info.status != RUNNING:
             self._client.update_run(run_id, status=RUNNING)
-
-    def _status(self, run_id: str) -> str:
-        return str(self._client.get_run(run_id).info.status)
 
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         if tags:
@@ -226,19 +219,14 @@ def find_run_ids(uri: str, suite: str) -> dict[str, str]:
         experiment = client.get_experiment_by_name(suite)
         if experiment is None:
             return {}
-        page = client.search_runs([experiment.experiment_id], max_results=_BATCH)
+        page = client.search_runs([experiment.experiment_id], max_results=_PAGE)
         runs: list[Run] = list(page)
         while page.token:
-            page = client.search_runs([experiment.experiment_id], max_results=_BATCH, page_token=page.token)
+            page = client.search_runs([experiment.experiment_id], max_results=_PAGE, page_token=page.token)
             runs += page
         return {run.data.tags[KEY]: run.info.run_id for run in runs if KEY in run.data.tags}
-    except Exception as error:
+    except Exception as error:  # as in `Ledger`: whatever the store is made of
         raise refused(uri, error) from error
-
-
-def _metric_name(name: str) -> str:
-    """MLflow refuses other characters, and one bad name would hold up all that follows."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _dataset_input(dataset: Mapping[str, Any], manifest: Path | None) -> DatasetInput:

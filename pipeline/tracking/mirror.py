@@ -10,11 +10,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.tracking.refusals import RunRefused
 from pipeline.tracking.runs import RunFiles, provenance_tags
 from pipeline.tracking.uri import ANSWER_S, brief, refused
 
@@ -53,8 +54,9 @@ def mirror(
     tags = provenance_tags(provenance or {})
     ledger = open_ledger(uri, suite)
     try:
+        _send_leftovers(ledger, stage, run_dirs)
         ledger.open_stage(stage, tags)
-    except Exception as error:
+    except Exception as error:  # whatever the store is made of
         raise refused(uri, error) from error
     runs = [RunFiles(suite, stage, folder.name, folder) for folder in run_dirs]
     follower = _Follower(ledger, stage, runs, lambda run: ledger.sync(run, manifest, tags), interval_s)
@@ -94,8 +96,23 @@ def missed(uri: str, suite: str, error: BaseException) -> str:
     return f"MLflow at {uri} misses part of {suite} ({brief(error)}); {remedy}"
 
 
+def _send_leftovers(ledger: "Ledger", stage: str, run_dirs: Sequence[Path]) -> None:
+    """Of runs that a killed stage has left running, and that are no longer planned: their last rows."""
+    planned = {folder.name for folder in run_dirs}
+    for fingerprint in {key.rpartition("/")[2] for key in ledger.running(stage)} - planned if run_dirs else ():
+        run = RunFiles(ledger.suite, stage, fingerprint, run_dirs[0].parent / fingerprint)
+        with suppress(UserError, OSError):  # damaged, or not to be read: what MLflow has of it stays
+            run.poll()
+        with suppress(RunRefused):
+            if run.entry:
+                ledger.sync(run)
+
+
 class _Follower(threading.Thread):
-    """Polls the runs and sends their news; rests after a failure, and tries once more at the end."""
+    """Polls the runs and sends their news; rests after a failure, and tries once more at the end.
+
+    What is wrong with one run is told once, and the others go on.
+    """
 
     def __init__(
         self,
@@ -111,6 +128,8 @@ class _Follower(threading.Thread):
         self._end = threading.Event()
         self._status = "FAILED"
         self._unsent = {run.key for run in runs}
+        self._left_out: dict[str, Exception] = {}  # why a run is not shown, or not all of it
+        self._again_at: dict[str, float] = {}  # when a run that was refused is tried again
         self._rest_until = 0.0
         self._progress_at = time.monotonic()
         self._error: Exception | None = None
@@ -137,35 +156,54 @@ class _Follower(threading.Thread):
         while self.is_alive() and time.monotonic() - self._progress_at < FLUSH_S:
             self.join(0.1)
         error = self._error or (TimeoutError("no answer") if self.is_alive() else None)
+        error = error or next(iter(self._left_out.values()), None)
         if error is not None:
             self._say(missed(self._ledger.uri, self._ledger.suite, error))
 
     def _look(self) -> None:
         for run in list(self._runs):
-            if not self._poll(run):
-                continue
-            if run.key in self._unsent and run.entry:
-                self._send(run)
-                self._unsent.discard(run.key)
+            due = self._end.is_set() or time.monotonic() >= self._again_at.get(run.key, 0.0)
+            if due and self._poll(run) and run.key in self._unsent and run.entry:
+                self._show(run)
                 self._progress_at = time.monotonic()
 
     def _poll(self, run: RunFiles) -> bool:
-        """Note whether the run has news; a run whose files are damaged is told once and left out."""
+        """Note whether the run has news; a run whose files are damaged is left out."""
         try:
             if run.poll():
                 self._unsent.add(run.key)
-        except (UserError, ValueError) as error:
+        except UserError as error:
             self._runs.remove(run)
-            self._say(f"{run.key} is not shown in MLflow: {error}")
+            self._leave_out(run, error)
+            return False
+        except OSError as error:  # a shared folder that is away for a moment: the next look finds it all
+            self._unsent.add(run.key)
+            self._leave_out(run, error)
             return False
         return True
+
+    def _show(self, run: RunFiles) -> None:
+        try:
+            self._send(run)
+        except RunRefused as error:
+            self._again_at[run.key] = time.monotonic() + REST_S
+            self._leave_out(run, error)
+        else:
+            self._unsent.discard(run.key)
+            self._left_out.pop(run.key, None)
+
+    def _leave_out(self, run: RunFiles, error: Exception) -> None:
+        if run.key not in self._left_out:
+            self._say(f"{run.key} is not shown in MLflow: {error}")
+        self._left_out[run.key] = error
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # whatever MLflow does, training goes on
             if self._error is None:
-                self._say(f"MLflow does not answer; training goes on, journals keep all, next try in {REST_S:.0f} s")
+                rest = f"training goes on, journals keep all, next try in {REST_S:.0f} s"
+                self._say(f"nothing can be sent to MLflow ({brief(error)}); {rest}")
             self._error = error
             self._rest_until = time.monotonic() + REST_S
         else:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError, problem
 from pipeline.journal import JOURNAL_NAME, read_tail
 from pipeline.measures import ALL_MEASURES
+from pipeline.search_rules import STOPPED
 
 STAGES = ("train", "sweep")
 
@@ -17,7 +19,11 @@ STAGES = ("train", "sweep")
 class RunFiles:
     """One run of a suite's stage, followed through its journal.
 
-    `entry` is spec.json, with done.json merged into it once the run has ended well.
+    `entry` is spec.json, with done.json merged into it once the run has ended with a record; or what the stage's
+    result says of it.
+
+    Args:
+        stage: Empty where spec.json is to tell it, at the first poll.
     """
 
     suite: str
@@ -36,13 +42,28 @@ class RunFiles:
         return f"{self.suite}/{self.stage}/{self.fingerprint}"
 
     @property
-    def done(self) -> bool:
-        """Whether it has ended with a record: well, or lost where the recipe says that this is a result."""
-        return self.entry.get("status") == "done" or "num_steps" in self.entry
+    def status(self) -> str:
+        """How it has ended, in the record's words; empty while there is no record."""
+        return str(self.entry.get("status", ""))
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended with a record: well, stopped, or lost where the recipe says that this is a result."""
+        return bool(self.status)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a search has ended it early."""
+        return self.status.startswith(STOPPED)
 
     @property
     def title(self) -> str:
         return f"{self.entry['name']} seed {self.entry['seed']}"
+
+    @property
+    def began_ms(self) -> int | None:
+        """Unix time of the journal's first line, which stays what it is for as long as the journal is this one."""
+        return int(self.records[0]["time"] * 1000) if self.records else None
 
     @property
     def start_ms(self) -> int | None:
@@ -57,16 +78,23 @@ class RunFiles:
     def state(self) -> str:
         """A hash of all that the ledger is to show of this run."""
         gallery = self.gallery.read_bytes() if self.gallery else b""
-        shown = f"{self.offset} {json.dumps(self.entry)} {json.dumps(self.extra_metrics)}"
+        shown = f"{self.offset} {json.dumps([self.entry, self.extra_metrics], sort_keys=True)}"
         return hashlib.sha256(shown.encode() + gallery).hexdigest()[:16]
 
     def poll(self) -> bool:
-        """Read what the files have that was not seen yet; True if there was something."""
-        news = self._poll_entry()
+        """Read what the files have that was not seen yet; True if there was something.
+
+        Raises:
+            UserError: a file is damaged.
+            OSError: one cannot be read now. Nothing of it all counts as seen then: the next poll finds it again.
+        """
+        entry = self._read_entry()  # before the journal: where there is a done.json, it is whole
         tail = read_tail(self.folder / JOURNAL_NAME, self.offset)
+        news = bool(tail.records) or entry != self.entry
+        self.entry, self.offset = entry, tail.offset
+        self.stage = self.stage or str(entry.get("stage", ""))
         self.records += tail.records
-        self.offset = tail.offset
-        return news or bool(tail.records)
+        return news
 
     def points(self) -> dict[tuple[str, int], tuple[float, int]]:
         """{(metric, step): (value, unix ms)}, the last of repeated steps; final metrics at the last step."""
@@ -89,12 +117,10 @@ class RunFiles:
         costs = {name: self.entry[name] for name in ("wall_s", "num_samples") if name in self.entry}
         return {**costs, **self.entry.get("metrics", {})}
 
-    def _poll_entry(self) -> bool:
-        before = len(self.entry)
-        for name in ("spec.json", "done.json"):
-            if not self.done and (self.folder / name).is_file():
-                self.entry.update(json.loads((self.folder / name).read_text()))
-        return len(self.entry) != before
+    def _read_entry(self) -> dict[str, Any]:
+        if self.ended:
+            return self.entry
+        return {**self.entry, **_read_json(self.folder / "spec.json"), **_read_json(self.folder / "done.json")}
 
 
 def find_runs(suite: str, runs_dir: Path, results_dir: Path) -> Iterator[RunFiles]:
@@ -103,6 +129,9 @@ def find_runs(suite: str, runs_dir: Path, results_dir: Path) -> Iterator[RunFile
     Args:
         runs_dir: The folder that holds SUITE/FINGERPRINT/.
         results_dir: The folder that holds SUITE/{train,sweep}/runs.json and SUITE/evaluate/.
+
+    Raises:
+        UserError: a result is damaged. Of a run's own files `poll` says it.
     """
     evaluated = _read_json(results_dir / suite / "evaluate" / "metrics.json").get("runs", [])
     scores = {scored["fingerprint"]: scored for scored in evaluated}
@@ -120,7 +149,7 @@ def find_runs(suite: str, runs_dir: Path, results_dir: Path) -> Iterator[RunFile
             yield run
     for spec in sorted((runs_dir / suite).glob("*/spec.json")):
         if spec.parent.name not in seen:
-            yield RunFiles(suite, _read_json(spec)["stage"], spec.parent.name, spec.parent)
+            yield RunFiles(suite, "", spec.parent.name, spec.parent)
 
 
 def score_metrics(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -157,4 +186,11 @@ def _journal_folder(fingerprint: str, *folders: Path) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        shown = path.read_bytes()[:40].decode(errors="replace")
+        remedy = "delete the folder that it is in, and repeat the stage"
+        raise UserError(problem(str(path), shown, "not JSON", remedy)) from None

@@ -1,5 +1,6 @@
 """Is the tracking URI usable? Answered in seconds, before work starts, without importing mlflow."""
 
+import http.client
 import re
 import sqlite3
 import urllib.error
@@ -103,7 +104,7 @@ def _check_server(uri: str) -> None:
     except OSError as error:
         cause = getattr(error, "reason", None) or error
         raise _refusal(uri, f"no answer ({cause})", f"start the MLflow server, or {_LOCAL}") from None
-    except Exception:  # http.client's zoo: something answered, but not in HTTP
+    except http.client.HTTPException:  # something answered, but not in HTTP
         raise _not_mlflow(uri) from None
     if not re.match(r"\d+\.\d+", version):
         raise _not_mlflow(uri)
