@@ -51,8 +51,8 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
         ),
         "learning-curves": (
             "Learning curves",
-            f"Validation {task.said} against training samples seen, one line per experiment; the band reaches from "
-            "the worst seed to the best.",
+            f"Validation {task.said} against training samples seen, one line per experiment: the mean of its complete "
+            "runs, in a band from the worst seed to the best. A thin line is a run that is in no mean.",
         ),
         BUDGETS: describe(task.said),
         "what-the-model-sees": ("What the models see", task.seen),
