@@ -71,7 +71,7 @@ def to_markdown(suite: str, judgements: Sequence[Judgement]) -> str:
     table = pd.DataFrame(rows)[list(TITLES)].rename(columns=TITLES)
     asked = sum(judgement.claim.seeds > 1 for judgement in judgements)
     notes = [text.format(count=asked) for text in HOW_JUDGED]
-    parts = [f"# {suite}: claims", tally(judgements), formats.markdown(table), "\n".join(f"- {text}" for text in notes)]
+    parts = [f"# {suite}: claims", tally(judgements), formats.markdown(table), formats.bullets(notes)]
     return "\n\n".join(parts) + "\n"
 
 

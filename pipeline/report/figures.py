@@ -105,7 +105,7 @@ def learning_curves(records: Records) -> Figure | None:
         tokenizer = runs[0].tokenizer
         color, marker = style[tokenizer]
         for run in (run for run in runs if run.problem):
-            _draw_incomplete(ax, run, task, color)
+            ends += _draw_incomplete(ax, run, task, color)
         complete = [run for run in runs if not run.problem]
         samples, values = _common(_curves(complete, task))
         if not len(samples):
@@ -121,13 +121,18 @@ def learning_curves(records: Records) -> Figure | None:
     return figure
 
 
-def _draw_incomplete(ax: Axes, run: Run, task: Task, color: str) -> None:
-    """A run that is in no mean, as far as it came."""
+def _draw_incomplete(ax: Axes, run: Run, task: Task, color: str) -> list[tuple[float, float, str, str]]:
+    """A run that is in no mean, as far as it came; returns its end and its name for `_label_ends`."""
+    ends = []
     for curve in _curves([run], task):
         samples, values = _common([curve])
         look: dict[str, Any] = {"linewidth": 0.6, "linestyle": "-", "marker": ".", "markersize": 3, "alpha": 0.6}
         (line,) = ax.plot(samples, values[0], color=color, **look)
         speak(line, _heights(f"{run.name} seed {run.seed} ({run.problem}, in no mean)", samples, values))
+        known = values[0][np.isfinite(values[0])]
+        height = known[-1] if len(known) else 0.0
+        ends.append((float(samples[-1]), float(height), f"{run.name} seed {run.seed} (incomplete)", color))
+    return ends
 
 
 def draw_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

@@ -6,7 +6,9 @@ the mIoU of its image; of an experiment, the mean over its complete runs.
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ import pandas as pd
 
 from pipeline.errors import UserError, problem
 from pipeline.report import formats
-from pipeline.report.formats import NOT_MEASURED, markdown, percent
+from pipeline.report.formats import NOT_MEASURED, bullets, markdown, percent
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.statistics import (
     CONFIDENCE,
@@ -89,11 +91,9 @@ def to_csv(table: pd.DataFrame) -> str:
 
 def to_markdown(records: Records, table: pd.DataFrame) -> str:
     """The same for people, and what it says and does not."""
-    if table.empty:
-        return f"# {records.suite}: paired tests\n\nFewer than two experiments have complete runs.\n"
     lines = [list(row.values()) for row in shown(table)]
-    text = "\n".join(f"- {note}" for note in notes(records, table))
-    return f"# {records.suite}: paired tests\n\n{markdown(pd.DataFrame(lines, columns=TITLES))}\n\n{text}\n"
+    compared = [] if table.empty else [markdown(pd.DataFrame(lines, columns=TITLES))]
+    return "\n\n".join([f"# {records.suite}: paired tests", *compared, bullets(notes(records, table))]) + "\n"
 
 
 def shown(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -102,10 +102,11 @@ def shown(table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def notes(records: Records, table: pd.DataFrame) -> list[str]:
-    """What the numbers are."""
+    """What the numbers are, why there are none, and what is left out."""
     if table.empty:
-        return []
-    first, others = table["experiment"].iloc[0], len(table) - 1
+        return [_why_empty(records), *_left_out(records)]
+    first = table["experiment"].iloc[0]
+    by_samples, by_seeds = (int(table[name].notna().sum()) for name in ("p_samples", "p_seeds"))
     return [
         f"Score: {records.task.score} over {table['num_samples'].iloc[0]} test samples and all complete seeds. "
         f"Difference: from {first}, in points.",
@@ -114,16 +115,31 @@ def notes(records: Records, table: pd.DataFrame) -> list[str]:
         "p, samples: sign-flip test over test samples of the mean over seeds, which with one seed is McNemar's exact "
         "test. It is about these trained models; other seeds may give others.",
         "p, seeds: Welch's test over the seeds' scores. It is about the recipe, and has little power with three seeds.",
-        f"Both with Holm's correction for {others} comparison{'' if others == 1 else 's'}; paired.csv has them without "
-        "it, and McNemar's p of every pair of equal seeds.",
+        f"Both with Holm's correction for {by_samples} comparison{'' if by_samples == 1 else 's'} over samples and "
+        f"{by_seeds} over seeds; paired.csv has them without it, and McNemar's p of every pair of equal seeds.",
+        *_left_out(records),
     ]
+
+
+def _why_empty(records: Records) -> str:
+    if len(_groups(records)) < 2:
+        return "Fewer than two experiments have complete runs with recorded answers."
+    return f"No test sample has a score in every run, so nothing is compared; run: dvc repro evaluate@{records.suite}."
+
+
+def _left_out(records: Records) -> list[str]:
+    """Which complete runs are in no test."""
+    scores = _scores(records)
+    runs = [run for run in records.runs if run.fingerprint in scores and not scores[run.fingerprint].keys]
+    named = ", ".join(f"{run.name} seed {run.seed}" for run in runs)
+    remedy = f"run: dvc repro evaluate@{records.suite}"
+    return [f"Left out, complete but without recorded answers: {named}; {remedy}."] if runs else []
 
 
 def _groups(records: Records) -> list[Group]:
     """Experiments with complete runs whose predictions are there, over the samples that all of them have."""
-    complete = [run for run in records.runs if not run.problem]
-    scores = {run.fingerprint: sample_scores(records, run) for run in complete}
-    named = by_name(run for run in complete if len(scores[run.fingerprint].keys))
+    scores = _scores(records)
+    named = by_name(run for run in records.runs if run.fingerprint in scores and scores[run.fingerprint].keys)
     columns = dict(zip(scores, _aligned(list(scores.values())), strict=True))
     return [
         Group(name, tuple(runs), np.stack([columns[run.fingerprint] for run in runs], axis=1))
@@ -131,11 +147,18 @@ def _groups(records: Records) -> list[Group]:
     ]
 
 
+@lru_cache(maxsize=2)
+def _scores(records: Records) -> dict[str, Scores]:
+    """{fingerprint: scores} of the complete runs."""
+    return {run.fingerprint: sample_scores(records, run) for run in records.runs if not run.problem}
+
+
 def sample_scores(records: Records, run: Run) -> Scores:
-    """Of a run on the test split; none where it was not evaluated, and none of a sample that has no score.
+    """Of a run on the test split; none where no answers are recorded, and none of a sample that has no score.
 
     Raises:
-        UserError: the file of predictions has not the columns of the task.
+        UserError: the file of predictions has not the columns of the task, a line of another length, a sample twice,
+            or a score that is not a number.
     """
     path = records.evaluate_dir / "predictions" / f"{run.fingerprint}.csv"
     if not path.is_file():
@@ -143,9 +166,9 @@ def sample_scores(records: Records, run: Run) -> Scores:
     with path.open(newline="") as file:
         header, *lines = [*csv.reader(file)] or [[]]
     wanted = ("key", records.task.scored[0], records.task.scored[-1])
-    if not set(wanted) <= set(header):
-        rule, remedy = f"has not the columns {', '.join(dict.fromkeys(wanted))}", f"run: dvc repro evaluate@{run.suite}"
-        raise UserError(problem("predictions", str(path), rule, remedy))
+    damage = _damage(header, lines, wanted)
+    if damage:
+        raise UserError(problem("predictions", str(path), damage, f"run: dvc repro evaluate@{run.suite}"))
     key, first, last = (header.index(name) for name in wanted)
     if first == last:
         lines = [line for line in lines if line[first]]
@@ -153,6 +176,27 @@ def sample_scores(records: Records, run: Run) -> Scores:
     else:
         values = np.array([line[first] == line[last] for line in lines], float)
     return Scores([line[key] for line in lines], values)
+
+
+def _damage(header: Sequence[str], lines: Sequence[Sequence[str]], wanted: Sequence[str]) -> str:
+    """What is wrong with a file of predictions; empty where nothing is."""
+    if not set(wanted) <= set(header):
+        return f"has not the columns {', '.join(dict.fromkeys(wanted))}"
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(header):
+            return f"line {number} has not the {len(header)} cells of the header"
+    key, twice = Counter(line[header.index(wanted[0])] for line in lines).most_common(1)[0] if lines else ("", 0)
+    if twice > 1:
+        return f"sample {key!r} is there {twice} times"
+    wrong = [line[header.index(wanted[-1])] for line in lines] if wanted[1] == wanted[-1] else []
+    return next((f"{wanted[-1]} {text!r} is not a number" for text in wrong if text and not _is_number(text)), "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _aligned(scores: Sequence[Scores]) -> list[Floats]:
