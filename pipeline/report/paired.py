@@ -55,10 +55,11 @@ class Group(NamedTuple):
     scores: Floats  # (n, S)
 
 
+@lru_cache(maxsize=4)  # its files and the page ask for it
 def paired(records: Records) -> pd.DataFrame:
     """One row per experiment that has complete runs, with `COLUMNS`; the first one has nothing to be compared with.
 
-    Samples that any of these runs has no score of are left out of all.
+    Samples that any of these runs has no score of are left out of all. Not to be changed in place.
     """
     groups = _groups(records)
     if len(groups) < 2 or not len(groups[0].scores):
