@@ -74,12 +74,9 @@ def accuracy_against_gflops(records: Records) -> Figure | None:
         return None
     figure, ax = draw_axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
     style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
-    ax.set_xscale("log")
+    log_costs(ax)
     _draw_sweep(ax, points, style)
     _draw_finals(ax, finals, style)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.2, y=0.1)
     ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
     _name_points(ax, _labels(finals))
@@ -144,6 +141,14 @@ def draw_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, linewidth=0.6)
     return figure, ax
+
+
+def log_costs(ax: Axes) -> None:
+    """A logarithmic axis of costs, with plain numbers at 1, 2, 5, 10 ..."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -37,8 +37,17 @@ CAPTION = (
     "{} on the test split: mean ± standard deviation over seeds. An underlined number opens what is behind it; the "
     "runs below a row say where it comes from."
 )
-FILES = ("table.csv", "table.md", "table.tex", "sweep.csv", "scaling.csv", "importance.csv", "metrics.json")
-FILES += ("paired.csv", "paired.md")
+FILES = (
+    "table.csv",
+    "table.md",
+    "table.tex",
+    "sweep.csv",
+    "scaling.csv",
+    "importance.csv",
+    "metrics.json",
+    "paired.csv",
+    "paired.md",
+)
 CLAIM_FILES = ("claims.csv", "claims.md")
 PAGE_BYTES = 2_000_000  # the page is below it, as far as pictures beside it can help
 NUM_COLORS = 256  # of an embedded picture; the file beside the page has all of them
