@@ -8,6 +8,7 @@ import argparse
 import copy
 import csv
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -216,9 +217,28 @@ HEADER = (
     "GFLOPs", "paper", "diff (%)", "all", "reason, where above 2 %",
 )  # fmt: skip
 CSV_HEADER = (
+    "experiment", "params",
     "table", "backbone", "scorer", "tokens", "params_m", "trainable_m", "params_m_paper", "params_diff_pct",
     "gflops", "gflops_paper", "gflops_diff_pct", "gflops_all", "reason",
 )  # fmt: skip
+
+
+def experiment(row: Row) -> str:
+    """What the suite of the paper's rows calls it, as dart-deit-ti-196-mnasnet; the same model has one name."""
+    plain = f"{row.backbone.removesuffix(' +').lower()}-{row.tokens}"
+    if row.scorer is None:
+        return plain
+    usual = "MobileNetV3-Small" if row.backbone.removesuffix(" +").endswith("-Ti") else "MobileNetV3-Large"
+    network = {"MobileNetV3-Large": "mobilenetv3-large"}.get(row.scorer, re.split(r"[ -]", row.scorer.lower())[0])
+    return f"dart-{plain}" + ("" if row.scorer == usual else f"-{network}")
+
+
+def format_csv(found: Sequence[Comparison]) -> list[list[str]]:
+    """The comparisons in the order of `CSV_HEADER`, each model once."""
+    first: dict[str, Comparison] = {}
+    for one in found:
+        first.setdefault(experiment(one.row), one)
+    return [[name, str(one.cost.params), *format_row(one)] for name, one in first.items()]
 
 
 def format_row(found: Comparison) -> list[str]:
@@ -254,7 +274,9 @@ def format_table(lines: Sequence[Sequence[str]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; exit with 1 if a difference has no reason."""
     parser = argparse.ArgumentParser(prog="python -m dart.cost", description="The paper's Params and GFLOPs, rebuilt.")
-    parser.add_argument("--csv", metavar="FILE", help="write the table there too")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write it there too: each model once, by its name in suites/imagenet1k.yaml"
+    )
     options = parser.parse_args(arguments)
     found = [compare(row) for row in ROWS]
     lines = [format_row(comparison) for comparison in found]
@@ -263,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.csv:
         with open(options.csv, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerows([CSV_HEADER, *lines])
+            writer.writerows([CSV_HEADER, *format_csv(found)])
     return int(any("UNEXPLAINED" in comparison.reason for comparison in found))
 
 

@@ -9,7 +9,9 @@ import pandas as pd
 from pipeline.measures import Measure, Task
 from pipeline.report import formats
 from pipeline.report.notes import counter, filled, timing
+from pipeline.report.origin import commands, machine
 from pipeline.report.records import Records, Run, by_name
+from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.tables import COMPLETE, rows
 
 Json = dict[str, Any]
@@ -56,6 +58,7 @@ def mean_of(runs: Sequence[Run], measure: Measure, row: Any) -> Json:
         "values": [(run.seed, run.fingerprint, value) for (run, _), value in zip(known, values, strict=True)],
         "sentences": [
             *_arithmetic(values, getattr(row, f"{measure.name}_mean"), getattr(row, f"{measure.name}_std")),
+            *_interval(getattr(row, f"{measure.name}_ci_low"), getattr(row, f"{measure.name}_ci_high")),
             *(f"Not in the mean: seed {run.seed}, {run.problem}." for run in runs if run.problem),
         ],
     }
@@ -74,17 +77,10 @@ def facts(runs: Sequence[Run], records: Records) -> list[tuple[str, str]]:
         "Code": f"commit {_distinct(run.commit for run in runs)}, sources sha256 {_hashes(records_of, 'code_sha256')}, "
         f"lock sha256 {_hashes(records_of, 'lock_sha256')}, params sha256 {_hashes(records_of, 'params_sha256')}",
         "Versions": _distinct(_pairs(of.get("versions", {})) for of in records_of),
-        "Trained on": _distinct(_machine(run) for run in runs),
-        "To make it again": _distinct(map(command, runs)),
+        "Trained on": _distinct(machine(run.provenance.get("hardware", {})) for run in runs),
+        "To make it again": "\n".join(commands(runs)),
     }
     return [(what, text) for what, text in found.items() if text]
-
-
-def command(run: Run) -> str:
-    """What to type to make the run's result again."""
-    revision = run.provenance.get("commit")
-    checkout = f"git checkout {revision[:10]} && " if revision else ""
-    return f"{checkout}dvc repro {run.stage}@{run.suite}"
 
 
 class _Column(NamedTuple):
@@ -152,6 +148,15 @@ def _arithmetic(values: Sequence[str], mean: Any, std: Any) -> list[str]:
     return [f"Mean: {terms} = {100 * mean:.3f}; {deviation}."]
 
 
+def _interval(low: Any, high: Any) -> list[str]:
+    """What other seeds may give; nothing of one seed."""
+    if pd.isna(low):
+        return []
+    return [
+        f"Interval of the mean over seeds, {100 * CONFIDENCE:.0f} % (Student's): {100 * low:.3f} to {100 * high:.3f}."
+    ]
+
+
 def _whole(value: Any, unit: str) -> str:
     return "Not measured." if pd.isna(value) else f"{round(value):,} {unit}."
 
@@ -177,14 +182,7 @@ def _run(run: Run, task: Task, links: Mapping[str, str]) -> Json:
         "workers": UNKNOWN if run.world_size is None else run.world_size,
         "wall": UNKNOWN if run.wall_s is None else f"{run.wall_s:.0f} s",
         "status": run.problem or COMPLETE,
-        "command": command(run),
     }
-
-
-def _machine(run: Run) -> str:
-    machine = run.provenance.get("hardware", {})
-    gpus = "".join(f", {gpu}" for gpu in machine.get("gpus", []))
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB{gpus}" if "cpu" in machine else ""
 
 
 def _settings(science: Mapping[str, Any]) -> str:

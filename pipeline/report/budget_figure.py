@@ -5,10 +5,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.report.budgets import ONE_BUDGET, budget_table, trained_for
-from pipeline.report.figures import FONT_SIZE, MARKERS, PALETTE, draw_axes
+from pipeline.report.figures import FONT_SIZE, MARKERS, PALETTE, draw_axes, log_costs
 from pipeline.report.records import Records
 from pipeline.report.tables import rows
 
@@ -36,16 +35,13 @@ def draw_budgets(records: Records) -> Figure | None:
         return None
     table = table.assign(height=100 * table[f"{measure}_mean"], error=100 * table[f"{measure}_std"])
     figure, ax = draw_axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
-    ax.set_xscale("log")
+    log_costs(ax)
     same = table[table["spent"] == ONE_BUDGET]
     several = same["trained_at"].str.contains(" ")
     _draw_solo(ax, same[~several])
     for i, (name, mine) in enumerate(same[several].groupby("experiment", sort=False)):
         _draw_line(ax, mine, str(name), PALETTE[i % (len(PALETTE) - 1)])
     _draw_adaptive(ax, table[table["spent"] != ONE_BUDGET])
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.1, y=0.1)
     ax.legend(frameon=False, fontsize=FONT_SIZE - 2, loc="best")
     return figure

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline.measures import Task
 from pipeline.report.records import Records, Run
+from pipeline.report.tables import known_mean, known_std
 
 ONE_BUDGET = "the same for all"  # what `spent` says where budgets do not follow images
 HELD = {"batch": "batch", "dataset": "data set"}  # over what the mean is held, in words
@@ -47,8 +48,8 @@ def budget_table(records: Records) -> pd.DataFrame:
     table = groups.agg(
         **{name: (name, "first") for name in ("tokenizer", "trained_at")},
         **{name: (name, "mean") for name in ("tokens", "gflops")},
-        **{f"{name}_mean": (name, _mean) for name in measures},
-        **{f"{name}_std": (name, _std) for name in measures},
+        **{f"{name}_mean": (name, known_mean) for name in measures},
+        **{f"{name}_std": (name, known_std) for name in measures},
         num_seeds=("seed", "size"),
         run_ids=("fingerprint", " ".join),
     ).reset_index()
@@ -106,13 +107,3 @@ def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
             "gflops": found["macs"] / 1e9,
             **{measure.name: found.get(measure.name) for measure in task.measures},
         }
-
-
-def _mean(values: "pd.Series[float]") -> float:
-    """Unknown where a value is."""
-    return values.mean(skipna=False)
-
-
-def _std(values: "pd.Series[float]") -> float:
-    """Of a sample; unknown where a value is, and of fewer than two."""
-    return values.std(skipna=False)

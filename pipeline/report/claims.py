@@ -24,6 +24,10 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _bare(measure: str) -> str:
+    return measure.removesuffix("_mean")  # one name, so that no other column is read than of the plain name
+
+
 Said = Annotated[str, AfterValidator(_not_blank)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -41,7 +45,9 @@ class Claim(Strict):
     source: Said  # paper, table and row, or file
     kind: Literal["value", "comparison"]
     experiment: Said
-    measure: Said  # top1, miou, params, gflops, images_per_s ...: a column of the results, with or without _mean
+    measure: Annotated[
+        Said, AfterValidator(_bare)
+    ]  # top1, miou, params, gflops, images_per_s ...: a column of the results, with or without _mean
     seeds: Annotated[int, Field(ge=0)]  # complete runs that are needed; from 2 on their interval decides
     value: Number | None = None
     tolerance: Annotated[Number, Field(ge=0)] | None = None
@@ -89,6 +95,17 @@ class Claim(Strict):
             lines.append(problem("kind", self.kind, f"needs exactly one of {', '.join(COMPARISONS)}, has {len(ways)}"))
         if self._says("level_within") and self._says("tolerance"):
             lines.append(problem("tolerance", self.tolerance, "level_within is one already", "leave it out"))
+        return lines + self._border_problems()
+
+    def _border_problems(self) -> list[str]:
+        """A verdict must rest on what the claim says: on its sign, and on the seeds that it asks for."""
+        lines = []
+        effect = max(self.difference_at_least or 0.0, -(self.difference_at_most or 0.0))
+        if 0 < effect < (self.tolerance or 0.0):
+            rule = "more than the difference itself: figures of the other sign would confirm it"
+            lines.append(problem("tolerance", self.tolerance, rule, f"at most {effect:g}"))
+        if self.seeds > 1 and (self._says("ratio_at_least") or self._says("ratio_at_most")):
+            lines.append(problem("seeds", self.seeds, "a ratio has no interval over seeds", "use 0 or 1"))
         return lines
 
     def _says(self, key: str) -> bool:

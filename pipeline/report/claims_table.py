@@ -69,10 +69,14 @@ def to_markdown(suite: str, judgements: Sequence[Judgement]) -> str:
     """The verdicts for people, and how they come about."""
     rows = [{**row, "verdict": ": ".join(filter(None, (row["verdict"], row["reason"])))} for row in shown(judgements)]
     table = pd.DataFrame(rows)[list(TITLES)].rename(columns=TITLES)
-    asked = sum(judgement.claim.seeds > 1 for judgement in judgements)
-    notes = [text.format(count=asked) for text in HOW_JUDGED]
-    parts = [f"# {suite}: claims", tally(judgements), formats.markdown(table), "\n".join(f"- {text}" for text in notes)]
+    parts = [f"# {suite}: claims", tally(judgements), formats.markdown(table), formats.bullets(how_judged(judgements))]
     return "\n\n".join(parts) + "\n"
+
+
+def how_judged(judgements: Sequence[Judgement]) -> list[str]:
+    """What the verdicts mean, and what they do not."""
+    asked = sum(judgement.claim.seeds > 1 for judgement in judgements)
+    return [text.format(count=asked) for text in HOW_JUDGED]
 
 
 def tally(judgements: Sequence[Judgement]) -> str:
@@ -83,8 +87,11 @@ def tally(judgements: Sequence[Judgement]) -> str:
 
 
 def shown(judgements: Sequence[Judgement]) -> list[dict[str, str]]:
-    """The rows of the page, all text: the keys of `TITLES`, and the `reason` of a verdict that is no answer."""
-    return [_row(judgement) for judgement in judgements]
+    """The rows of the page, all text: the keys of `TITLES`, and the `reason` of a verdict that is no answer.
+
+    To sort by: `unit`, and the exact figure of each column of figures as `KEY_number`, empty where there is none.
+    """
+    return [_row(judgement) | _numbers(judgement) for judgement in judgements]
 
 
 def _row(judgement: Judgement) -> dict[str, str]:
@@ -100,6 +107,15 @@ def _row(judgement: Judgement) -> dict[str, str]:
         "verdict": judgement.verdict,
         "reason": judgement.reason,
     }
+
+
+def _numbers(judgement: Judgement) -> dict[str, str]:
+    """Of figures in different units one cannot be above the other."""
+    claim, way = judgement.claim, judgement.claim.way
+    kind = "ratio" if way.startswith("ratio") else "value" if way == "value" else "difference"
+    known = {"paper": claim.claimed, "ours": judgement.ours, "difference": judgement.difference}
+    exact = {f"{key}_number": "" if number is None else f"{number:.9g}" for key, number in known.items()}
+    return {"unit": kind if kind == "ratio" else f"{kind} of {claim.measure}"} | exact
 
 
 def _claimed(claim: Claim) -> str:

@@ -23,7 +23,10 @@ class Cell(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.report.explain", description=__doc__)
-    where = "SUITE/EXPERIMENT/COLUMN of table.csv or sweep.csv, as digits/dart-36/top1_mean"
+    where = (
+        "SUITE/EXPERIMENT/COLUMN of table.csv or sweep.csv, as digits/dart-36/top1_mean; of a point of the sweep that "
+        "has an experiment's name SUITE/sweep/POINT/COLUMN"
+    )
     parser.add_argument("cell", metavar="CELL", help=where)
     parser.add_argument("--mlflow", action="store_true", help="ask MLflow for its ids of the runs too (some seconds)")
     args = parser.parse_args()
@@ -66,12 +69,11 @@ def check_suite(suite: str) -> None:
 def mlflow_lines(records: "Records", experiment: str) -> list[str]:
     """What the ledger calls the runs of an experiment, or why it cannot be said."""
     from pipeline.config import load_params
-    from pipeline.report.records import by_name
+    from pipeline.report.explanation import find_runs
     from pipeline.tracking.uri import check_there, resolve_uri
 
     uri = resolve_uri(load_params().tracking.uri)
-    runs = by_name(records.runs).get(experiment) or by_name(records.trials)[experiment]
-    keys = {run.seed: f"{run.suite}/{run.stage}/{run.fingerprint}" for run in runs}
+    keys = {run.seed: f"{run.suite}/{run.stage}/{run.fingerprint}" for run in find_runs(records, experiment)}
     try:
         check_there(uri)  # before the seconds that mlflow takes to load
         from pipeline.tracking.ledger import find_run_ids

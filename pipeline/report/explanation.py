@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline.errors import UserError, unknown_name
+from pipeline.errors import UserError, problem, unknown_name
 from pipeline.report import formats
 from pipeline.report.notes import hardware
+from pipeline.report.origin import commands, machine
 from pipeline.report.records import Records, Run, by_name
 from pipeline.report.statistics import CONFIDENCE, half_width
 from pipeline.report.tables import COMPLETE, comparison, sweep
@@ -19,6 +20,13 @@ from pipeline.report.tables import COMPLETE, comparison, sweep
 Json = Mapping[str, Any]
 NOT_RECORDED = "not recorded"
 SPEEDS = {"images_per_s": "median", "images_per_s_q25": "first quartile", "images_per_s_q75": "third quartile"}
+
+
+FRONTS = {
+    "pareto": "at the same or fewer GFLOPs",
+    "pareto_latency": "in the same or less measured time of a sample",
+    "pareto_both": "at the same or fewer GFLOPs and in the same or less measured time of a sample",
+}
 
 
 class Explanation(NamedTuple):
@@ -42,10 +50,7 @@ def explain(records: Records, experiment: str, column: str) -> Explanation:
     Raises:
         UserError: there is no such experiment or point of the sweep, or no such column.
     """
-    groups = {**by_name(records.trials), **by_name(records.runs)}
-    if experiment not in groups:
-        raise UserError(unknown_name(f"{records.suite}: experiment", experiment, groups))
-    runs = groups[experiment]
+    runs = find_runs(records, experiment)
     table = comparison(records) if runs[0] in records.runs else sweep(records)
     if column not in table:
         raise UserError(unknown_name(f"{records.suite}/{experiment}: column", column, map(str, table)))
@@ -59,10 +64,31 @@ def explain(records: Records, experiment: str, column: str) -> Explanation:
         "Test": _evaluation(records, runs),
         "Cost and speed": _cost(records, runs),
         "Left out": _drops(records, runs),
-        "To make it again": _commands(records, runs),
+        "To make it again": commands(runs),
     }
     cell = f"{records.suite}/{experiment}/{column}"
-    return Explanation(cell, _cell(table, experiment, column), recomputed, sections)
+    return Explanation(cell, _cell(table, runs[0].name, column), recomputed, sections)
+
+
+def find_runs(records: Records, experiment: str) -> list[Run]:
+    """The runs of an experiment, or of a point of the sweep.
+
+    Args:
+        experiment: Its name; with `train/` or `sweep/` before it, as on the page, where both have it.
+
+    Raises:
+        UserError: there is none of this name, or there are two.
+    """
+    runs, points = by_name(records.runs), by_name(records.trials)
+    placed = {f"train/{name}": of for name, of in runs.items()} | {f"sweep/{name}": of for name, of in points.items()}
+    where = f"{records.suite}: experiment"
+    if experiment in runs and experiment in points:
+        remedy = f"say train/{experiment} or sweep/{experiment}"
+        raise UserError(problem(where, experiment, "is an experiment and a point of the sweep", remedy))
+    groups = placed | points | runs
+    if experiment not in groups:
+        raise UserError(unknown_name(where, experiment, points | runs))
+    return groups[experiment]
 
 
 def _cell(table: pd.DataFrame, experiment: str, column: str) -> str:
@@ -91,10 +117,8 @@ def arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list
         return [f"{num} of {len(runs)} runs are complete"], float(num)
     if column in ("params", "gflops", *SPEEDS):
         return ["not measured: benchmark.json does not know this model"], None
-    if column == "pareto":
-        return [
-            f"whether no other point of the sweep has as much {records.task.said} at the same or fewer GFLOPs"
-        ], None
+    if column in FRONTS:
+        return [f"whether no other point of the sweep has as much {records.task.said} {FRONTS[column]}"], None
     return ["as recorded: what the runs share, or the different values of all of them in turn"], None
 
 
@@ -172,7 +196,7 @@ def _code(runs: Sequence[Run]) -> list[str]:
     for key in ("code_sha256", "params_sha256", "lock_sha256"):
         lines += _each(runs, facts(key))
     lines += _each(runs, lambda run: f"versions: {versions(run) or NOT_RECORDED}")
-    return lines + _each(runs, lambda run: f"trained on: {_machine(run.provenance.get('hardware', {}))}")
+    return lines + _each(runs, lambda run: f"trained on: {machine(run.provenance.get('hardware', {})) or NOT_RECORDED}")
 
 
 def _evaluation(records: Records, runs: Sequence[Run]) -> list[str]:
@@ -185,7 +209,7 @@ def _evaluation(records: Records, runs: Sequence[Run]) -> list[str]:
     ]
     if how:
         lines.append(f"commit {_known(how, 'commit')}, code_sha256 {_known(how, 'code_sha256')}")
-        lines.append(f"on: {_machine(how.get('hardware', {}))}")
+        lines.append(f"on: {machine(how.get('hardware', {})) or NOT_RECORDED}")
     numbers = dict.fromkeys(str((run.test or {}).get("num_samples", NOT_RECORDED)) for run in runs)
     return [*lines, f"samples: {', '.join(numbers)}"]
 
@@ -209,20 +233,6 @@ def _drops(records: Records, runs: Sequence[Run]) -> list[str]:
     return lines or ["nothing: no sample was damaged, no file unusable, no training rewound"]
 
 
-def _commands(records: Records, runs: Sequence[Run]) -> list[str]:
-    commits = dict.fromkeys(run.provenance.get("commit") for run in runs)
-    checkouts = [f"git checkout {commit[:10]}" for commit in commits if commit]
-    dirty = any(run.provenance.get("dirty") for run in runs)
-    changed = ["(the working tree had changes that no commit has)"] if dirty else []
-    stages = f"{runs[0].stage}@{records.suite} evaluate@{records.suite} benchmark@{records.suite} report"
-    return [
-        *(checkouts or ["the commit is not recorded"]),
-        *changed,
-        f"dvc repro {stages}",
-        f"DART_FRESH=1 dvc repro -f {runs[0].stage}@{records.suite}   # trains again what is done already",
-    ]
-
-
 def _each(runs: Iterable[Run], fact: Callable[[Run], str]) -> list[str]:
     """A fact once where all runs share it, else once for every value with the seeds that have it."""
     groups: dict[str, list[str]] = {}
@@ -239,13 +249,6 @@ def _flat(nested: Json, prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def _machine(machine: Json) -> str:
-    if not machine:
-        return NOT_RECORDED
-    gpus = ", ".join(machine.get("gpus") or ["no GPU"])
-    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gb')} GB, {gpus}"
 
 
 def _known(record: Json, key: str) -> Any:

@@ -74,12 +74,9 @@ def accuracy_against_gflops(records: Records) -> Figure | None:
         return None
     figure, ax = draw_axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
     style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
-    ax.set_xscale("log")
+    log_costs(ax)
     _draw_sweep(ax, points, style)
     _draw_finals(ax, finals, style)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.2, y=0.1)
     ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
     _name_points(ax, _labels(finals))
@@ -87,9 +84,13 @@ def accuracy_against_gflops(records: Records) -> Figure | None:
 
 
 def learning_curves(records: Records) -> Figure | None:
-    """The task's first measure while training: the mean over seeds, a band from the worst seed to the best."""
+    """The task's first measure while training: the mean over seeds, a band from the worst seed to the best.
+
+    Over the complete runs, at the numbers of samples that all of them were validated at; each of the others is a thin
+    line of its own.
+    """
     task = records.task
-    groups = {name: lines for name, runs in by_name(records.runs).items() if (lines := _curves(runs, task))}
+    groups = {name: runs for name, runs in by_name(records.runs).items() if _curves(runs, task)}
     if not groups:
         return None
     figure, ax = draw_axes("training samples seen (thousands)", f"validation {task.said} (%)")
@@ -97,18 +98,38 @@ def learning_curves(records: Records) -> Figure | None:
     style = _styles([run.tokenizer for run in records.runs])
     num_lines = dict.fromkeys(style, 0)
     ends = []
-    for name, lines in groups.items():
-        tokenizer = next(run for run in records.runs if run.name == name).tokenizer
+    for name, runs in groups.items():
+        tokenizer = runs[0].tokenizer
         color, marker = style[tokenizer]
-        samples, values = _common(lines)
+        for run in (run for run in runs if run.problem):
+            ends += _draw_incomplete(ax, run, task, color)
+        complete = [run for run in runs if not run.problem]
+        samples, values = _common(_curves(complete, task))
+        if not len(samples):
+            continue
         mean, dashes = values.mean(0), DASHES[num_lines[tokenizer] % len(DASHES)]
         num_lines[tokenizer] += 1
         (line,) = ax.plot(samples, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.6)
         speak(line, _heights(name, samples, values))
         ax.fill_between(samples, values.min(0), values.max(0), color=color, alpha=0.13, linewidth=0)
-        ends.append((float(samples[-1]), float(mean[-1]), f"{name} (n = {len(values)})", color))
+        num = str(len(values)) + ("" if len(values) == len(runs) else f" of {len(runs)}")
+        ends.append((float(samples[-1]), float(mean[-1]), f"{name} (n = {num})", color))
     _label_ends(ax, ends)
     return figure
+
+
+def _draw_incomplete(ax: Axes, run: Run, task: Task, color: str) -> list[tuple[float, float, str, str]]:
+    """A run that is in no mean, as far as it came; returns its end and its name for `_label_ends`."""
+    ends = []
+    for curve in _curves([run], task):
+        samples, values = _common([curve])
+        look: dict[str, Any] = {"linewidth": 0.6, "linestyle": "-", "marker": ".", "markersize": 3, "alpha": 0.6}
+        (line,) = ax.plot(samples, values[0], color=color, **look)
+        speak(line, _heights(f"{run.name} seed {run.seed} ({run.problem}, in no mean)", samples, values))
+        known = values[0][np.isfinite(values[0])]
+        height = known[-1] if len(known) else 0.0
+        ends.append((float(samples[-1]), float(height), f"{run.name} seed {run.seed} (incomplete)", color))
+    return ends
 
 
 def draw_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -120,6 +141,14 @@ def draw_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, linewidth=0.6)
     return figure, ax
+
+
+def log_costs(ax: Axes) -> None:
+    """A logarithmic axis of costs, with plain numbers at 1, 2, 5, 10 ..."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -214,8 +243,8 @@ def _curves(runs: Sequence[Run], task: Task) -> list[dict[float, float]]:
 
 
 def _common(lines: Sequence[dict[float, float]]) -> tuple[Any, Any]:
-    """(K,) samples that every line has, and the (n, K) values there."""
-    samples = sorted(set.intersection(*(set(line) for line in lines)))
+    """(K,) samples that every line has, and the (n, K) values there; K is 0 where there are none."""
+    samples = sorted(set.intersection(*map(set, lines))) if lines else []
     return np.array(samples), np.array([[line[s] for s in samples] for line in lines])
 
 

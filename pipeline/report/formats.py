@@ -1,6 +1,7 @@
 """Tables -> text: CSV, Markdown, LaTeX, JSON. Fixed decimals, no dates: the same records give the same bytes."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,11 @@ DECIMALS = {
     "reference_gflops": 6,
 }
 NOT_MEASURED = "not measured"
-AS_TEXT = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "[": "\\[", "`": "\\`", "\n": " "})  # for Markdown
+AS_TEXT = str.maketrans(
+    {mark: f"\\{mark}" for mark in "\\|[`*~"} | {"&": "&amp;", "<": "&lt;", "\n": " "}
+)  # for Markdown
+OPTIONAL = re.compile(r"^(?= *[*[])", re.MULTILINE)  # would be an argument of the \\ or \midrule before it
+EDGE_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # one within a word is text already
 
 
 def percent(mean: Any, std: Any = None) -> str:
@@ -135,6 +140,7 @@ def to_latex(records: Records) -> str:
     table = readable(comparison(records), records, brief=True)
     style = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     text = style.to_latex(hrules=True, column_format="".join("r" if title in NUMERIC else "l" for title in table))
+    text = OPTIONAL.sub("{}", text)
     return "% needs \\usepackage{booktabs}\n" + text.replace("±", r"$\pm$")
 
 
@@ -149,8 +155,8 @@ def to_markdown(records: Records) -> str:
     if len(asked := readable_budgets(records)):
         parts += ["## Token budgets", markdown(asked), budgets.NOTE]
     if pairs:
-        parts += ["## Agreement", _bullets(sentence(pair) for pair in pairs)]
-    parts += ["## What is counted", _bullets(notes(records)), "## Runs", markdown(_runs(records))]
+        parts += ["## Agreement", bullets(sentence(pair) for pair in pairs)]
+    parts += ["## What is counted", bullets(notes(records)), "## Runs", markdown(_runs(records))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -158,13 +164,14 @@ def to_summary(records: Records, pictures: Mapping[str, str]) -> str:
     """What the README shows of a suite: the comparison in short, and `pictures`, {path: alternative text}."""
     table = readable(comparison(records), records, brief=True, without=["Backbone"])
     images = [f"![{text}]({path})" for path, text in pictures.items()]
-    return "\n\n".join([f"## Results: {records.suite}", markdown(table), in_short(records), *images]) + "\n"
+    parts = [f"## Results: {records.suite}", markdown(table), as_text(in_short(records)), *images]
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown(table: pd.DataFrame) -> str:
     """Columns padded to equal width, numbers to the right: readable as text too."""
     right = [title in NUMERIC for title in table]
-    body = [[cell.translate(AS_TEXT) for cell in row] for row in rows(table)]
+    body = [[as_text(cell) for cell in row] for row in rows(table)]
     lines = [[str(title) for title in table], *body]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)])
@@ -173,6 +180,16 @@ def markdown(table: pd.DataFrame) -> str:
         for line in lines
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
+
+
+def as_text(text: str) -> str:
+    """For Markdown, in which nothing of it means anything."""
+    return EDGE_UNDERSCORE.sub(r"\\_", text.translate(AS_TEXT))
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A Markdown list of sentences."""
+    return "\n".join(f"- {as_text(line)}" for line in lines)
 
 
 def _csv_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -193,7 +210,3 @@ def _runs(records: Records) -> pd.DataFrame:
     titles = {"experiment": "Experiment", "seed": "Seed", "fingerprint": "Run", "commit": "Commit"}
     titles |= {"world_size": "Workers", "status": "Status"}
     return runs[list(titles)].rename(columns=titles).astype("string").fillna("")
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

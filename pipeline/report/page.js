@@ -38,9 +38,10 @@
     document.querySelector("header").prepend(button);
   };
 
-  // Numbers before texts before nothing, whatever the direction: what is unknown is never the best.
+  // Numbers before texts before nothing, whatever the direction: what is unknown is never the best. Numbers of different
+  // units are not compared: they stand unit by unit.
   const keyOf = (cell) => {
-    if (cell.dataset.value !== undefined) return { rank: 0, value: Number(cell.dataset.value) };
+    if (cell.dataset.value !== undefined) return { rank: 0, value: Number(cell.dataset.value), unit: cell.dataset.unit };
     const text = cell.querySelector(".cell")?.textContent ?? cell.textContent.trim();
     if (cell.classList.contains("number")) {
       const number = Number.parseFloat(text.replace("\u2212", "-"));
@@ -55,7 +56,8 @@
     const sign = direction === "descending" ? -1 : 1;
     const keyed = bodies.map((body, place) => ({ body, place, ...keyOf(body.rows[0].cells[column]) }));
     if (direction !== "none") {
-      keyed.sort((a, b) => a.rank - b.rank || sign * compare(a.value, b.value) || a.place - b.place);
+      keyed.sort((a, b) => a.rank - b.rank || compare(a.unit ?? "", b.unit ?? "")
+        || sign * compare(a.value, b.value) || a.place - b.place);
     }
     table.append(...keyed.map((row) => row.body));
   };
@@ -71,7 +73,8 @@
         const direction = CYCLE[header.getAttribute("aria-sort")];
         headers.forEach((other) => other.setAttribute("aria-sort", other === header ? direction : "none"));
         sortBy(table, bodies, column, direction);
-        say(direction === "none" ? "in the order of the plan" : `sorted by ${title}, ${direction}`);
+        const units = bodies.some((body) => body.rows[0].cells[column].dataset.unit) ? ", unit by unit" : "";
+        say(direction === "none" ? "in the order of the plan" : `sorted by ${title}, ${direction}${units}`);
       });
     });
   };

@@ -4,18 +4,18 @@ A pure function of the recorded predictions. The score of a sample is 1 where it
 the mIoU of its image; of an experiment, the mean over its complete runs.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import UserError, problem
 from pipeline.report import formats
-from pipeline.report.formats import NOT_MEASURED, markdown, percent
+from pipeline.report.formats import NOT_MEASURED, bullets, markdown, percent
 from pipeline.report.records import Records, Run, by_name
+from pipeline.report.scores import Scores, run_scores
 from pipeline.report.statistics import (
     CONFIDENCE,
     Floats,
@@ -38,13 +38,6 @@ P_DIGITS = 3
 SMALLEST_SHOWN = 1e-8  # of many corrected ones
 
 
-class Scores(NamedTuple):
-    """Of one run: the samples' keys and their scores."""
-
-    keys: list[str]
-    values: Floats  # (n,)
-
-
 class Group(NamedTuple):
     """The complete runs of an experiment and their scores, one column per run."""
 
@@ -53,10 +46,11 @@ class Group(NamedTuple):
     scores: Floats  # (n, S)
 
 
+@lru_cache(maxsize=4)  # its files and the page ask for it
 def paired(records: Records) -> pd.DataFrame:
     """One row per experiment that has complete runs, with `COLUMNS`; the first one has nothing to be compared with.
 
-    Samples that any of these runs has no score of are left out of all.
+    Samples that any of these runs has no score of are left out of all. Not to be changed in place.
     """
     groups = _groups(records)
     if len(groups) < 2 or not len(groups[0].scores):
@@ -89,11 +83,9 @@ def to_csv(table: pd.DataFrame) -> str:
 
 def to_markdown(records: Records, table: pd.DataFrame) -> str:
     """The same for people, and what it says and does not."""
-    if table.empty:
-        return f"# {records.suite}: paired tests\n\nFewer than two experiments have complete runs.\n"
     lines = [list(row.values()) for row in shown(table)]
-    text = "\n".join(f"- {note}" for note in notes(records, table))
-    return f"# {records.suite}: paired tests\n\n{markdown(pd.DataFrame(lines, columns=TITLES))}\n\n{text}\n"
+    compared = [] if table.empty else [markdown(pd.DataFrame(lines, columns=TITLES))]
+    return "\n\n".join([f"# {records.suite}: paired tests", *compared, bullets(notes(records, table))]) + "\n"
 
 
 def shown(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -102,10 +94,11 @@ def shown(table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def notes(records: Records, table: pd.DataFrame) -> list[str]:
-    """What the numbers are."""
+    """What the numbers are, why there are none, and what is left out."""
     if table.empty:
-        return []
-    first, others = table["experiment"].iloc[0], len(table) - 1
+        return [_why_empty(records), *_left_out(records)]
+    first = table["experiment"].iloc[0]
+    by_samples, by_seeds = (int(table[name].notna().sum()) for name in ("p_samples", "p_seeds"))
     return [
         f"Score: {records.task.score} over {table['num_samples'].iloc[0]} test samples and all complete seeds. "
         f"Difference: from {first}, in points.",
@@ -114,45 +107,36 @@ def notes(records: Records, table: pd.DataFrame) -> list[str]:
         "p, samples: sign-flip test over test samples of the mean over seeds, which with one seed is McNemar's exact "
         "test. It is about these trained models; other seeds may give others.",
         "p, seeds: Welch's test over the seeds' scores. It is about the recipe, and has little power with three seeds.",
-        f"Both with Holm's correction for {others} comparison{'' if others == 1 else 's'}; paired.csv has them without "
-        "it, and McNemar's p of every pair of equal seeds.",
+        f"Both with Holm's correction for {by_samples} comparison{'' if by_samples == 1 else 's'} over samples and "
+        f"{by_seeds} over seeds; paired.csv has them without it, and McNemar's p of every pair of equal seeds.",
+        *_left_out(records),
     ]
+
+
+def _why_empty(records: Records) -> str:
+    if len(_groups(records)) < 2:
+        return "Fewer than two experiments have complete runs with recorded answers."
+    return f"No test sample has a score in every run, so nothing is compared; run: dvc repro evaluate@{records.suite}."
+
+
+def _left_out(records: Records) -> list[str]:
+    """Which complete runs are in no test."""
+    scores = run_scores(records)
+    runs = [run for run in records.runs if run.fingerprint in scores and not scores[run.fingerprint].keys]
+    named = ", ".join(f"{run.name} seed {run.seed}" for run in runs)
+    remedy = f"run: dvc repro evaluate@{records.suite}"
+    return [f"Left out, complete but without recorded answers: {named}; {remedy}."] if runs else []
 
 
 def _groups(records: Records) -> list[Group]:
     """Experiments with complete runs whose predictions are there, over the samples that all of them have."""
-    complete = [run for run in records.runs if not run.problem]
-    scores = {run.fingerprint: sample_scores(records, run) for run in complete}
-    named = by_name(run for run in complete if len(scores[run.fingerprint].keys))
+    scores = run_scores(records)
+    named = by_name(run for run in records.runs if run.fingerprint in scores and scores[run.fingerprint].keys)
     columns = dict(zip(scores, _aligned(list(scores.values())), strict=True))
     return [
         Group(name, tuple(runs), np.stack([columns[run.fingerprint] for run in runs], axis=1))
         for name, runs in named.items()
     ]
-
-
-def sample_scores(records: Records, run: Run) -> Scores:
-    """Of a run on the test split; none where it was not evaluated, and none of a sample that has no score.
-
-    Raises:
-        UserError: the file of predictions has not the columns of the task.
-    """
-    path = records.evaluate_dir / "predictions" / f"{run.fingerprint}.csv"
-    if not path.is_file():
-        return Scores([], np.empty(0))
-    with path.open(newline="") as file:
-        header, *lines = [*csv.reader(file)] or [[]]
-    wanted = ("key", records.task.scored[0], records.task.scored[-1])
-    if not set(wanted) <= set(header):
-        rule, remedy = f"has not the columns {', '.join(dict.fromkeys(wanted))}", f"run: dvc repro evaluate@{run.suite}"
-        raise UserError(problem("predictions", str(path), rule, remedy))
-    key, first, last = (header.index(name) for name in wanted)
-    if first == last:
-        lines = [line for line in lines if line[first]]
-        values = np.array([line[first] for line in lines], float)
-    else:
-        values = np.array([line[first] == line[last] for line in lines], float)
-    return Scores([line[key] for line in lines], values)
 
 
 def _aligned(scores: Sequence[Scores]) -> list[Floats]:

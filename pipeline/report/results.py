@@ -7,6 +7,7 @@ plain `MEASURE` for what has no seeds (params, gflops). One row per seed: a colu
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.measures import ALL_MEASURES
 from pipeline.report.statistics import Seeds
 
 SHARES = frozenset(measure.name for measure in ALL_MEASURES)
-GOOD = ("", "complete", "done")  # of the column status
+GOOD = ("", "complete", "done")  # of the column status, in any case
 Row = Mapping[str, Any]
 
 
@@ -38,11 +39,11 @@ class Results:
         """The measure of an experiment over its complete runs; None where it is unknown.
 
         Raises:
-            UserError: a cell is not a number, or a share is above 1.
+            UserError: a cell is not a number, a share is not within 0 and 1, or a deviation is below 0.
         """
         rows = self.rows.get(experiment, ())
         if "seed" in self.columns:
-            values = [self._number(row, measure) for row in rows if str(row.get("status") or "") in GOOD]
+            values = [self._number(row, measure) for row in rows if _is_good(row)]
             known = [value for value in values if value is not None]
             return Seeds.of(known) if known and len(known) == len(values) else None
         return self._summary(rows[0], measure) if rows else None
@@ -51,15 +52,21 @@ class Results:
         """Complete runs of an experiment; a summary that does not say has one."""
         rows = self.rows.get(experiment, ())
         if "seed" in self.columns:
-            return sum(str(row.get("status") or "") in GOOD for row in rows)
-        number = self._number(rows[0], "num_seeds") if rows and "num_seeds" in self.columns else None
-        return len(rows) if number is None else int(number)
+            return sum(map(_is_good, rows))
+        text = rows[0].get("num_seeds") if rows else None
+        if text is None or text == "":
+            return len(rows)
+        number = self._number(rows[0], "num_seeds")
+        if number is None or number < 0 or number != int(number):
+            raise UserError(problem(self._where(rows[0], "num_seeds"), text, "not a number of runs", "use 0, 1, 2 ..."))
+        return int(number)
 
     def status(self, experiment: str) -> str:
         """Why runs are missing, where the table says so."""
-        said = [(row.get("seed"), str(row.get("status") or "")) for row in self.rows.get(experiment, ())]
-        reasons = [f"seed {seed}: {text}" if seed is not None else text for seed, text in said if text not in GOOD]
-        return "; ".join(reasons)
+        bad = [row for row in self.rows.get(experiment, ()) if not _is_good(row)]
+        return "; ".join(
+            ("" if row.get("seed") is None else f"seed {row['seed']}: ") + str(row["status"]) for row in bad
+        )
 
     def _summary(self, row: Row, measure: str) -> Seeds | None:
         """Of a row of an experiment; what has no seeds has no deviation."""
@@ -81,12 +88,16 @@ class Results:
         if not math.isfinite(value):
             return None
         name, _, kind = column.rpartition("_")
+        if kind == "std" and value < 0:
+            raise UserError(problem(self._where(row, column), text, "a deviation is at least 0"))
         if (name if kind in ("mean", "std") else column) not in SHARES:
             return value
         value = value / 100 if self.percent else value
         if value > 1:
             rule, remedy = "a share is at most 1", "add --percent if the file has per cent"
             raise UserError(problem(self._where(row, column), text, rule, remedy))
+        if value < 0:
+            raise UserError(problem(self._where(row, column), text, "a share is at least 0"))
         return value
 
     def _where(self, row: Row, column: str) -> str:
@@ -97,23 +108,28 @@ def read_results(path: Path, percent: bool = False) -> Results:
     """Read a CSV of results.
 
     Raises:
-        UserError: no such file, not CSV text, no column `experiment`, a line of another length, or two records for one
-            cell.
+        UserError: no such file, not CSV text, no column `experiment`, a column that is there twice, a line of another
+            length, and what `collect` says.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            columns, rows = tuple(reader.fieldnames or ()), list(reader)
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            rows = list(reader)
     except FileNotFoundError:
         raise UserError(problem("results", str(path), "no such file")) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(problem("results", str(path), f"cannot be read as CSV: {error}")) from None
     if "experiment" not in columns:
         raise UserError(f"{path}: " + unknown_name("columns", "experiment", columns or ["none"]))
+    for name, times in Counter(columns).items():
+        if name and times > 1:
+            raise UserError(problem(f"{path}: columns", name, "is there twice", "keep one of them"))
     for line, row in enumerate(rows, 2):
         if None in row or None in row.values():
             rule = f"has not the {len(columns)} cells of the header"
             raise UserError(problem(f"{path}: record", line, rule, "quote cells that hold commas"))
+    rows = [{name: cell.strip() for name, cell in row.items()} for row in rows]
     return collect(str(path), columns, rows, percent)
 
 
@@ -121,13 +137,15 @@ def collect(source: str, columns: Iterable[str], rows: Iterable[Row], percent: b
     """Rows of a table, by experiment, each cell recorded once.
 
     Raises:
-        UserError: an experiment, or one seed of it, is there twice.
+        UserError: an experiment, or one seed of it, is there twice or has no name; a seed is not a whole number.
     """
     columns, seen = tuple(columns), set()
     groups: dict[str, list[Row]] = {}
     for row in rows:
         name = _unguarded(str(row["experiment"]))
-        seed = row.get("seed")
+        if not name:
+            raise UserError(problem(f"{source}: experiment", name, "has no name", "give it one, or delete its row"))
+        seed = _seed(f"{source}: {name}: seed", row.get("seed")) if "seed" in columns else None
         if (name, seed) in seen:
             which = "" if seed is None else f" with seed {seed}"
             remedy = "keep one of them" if "seed" in columns else "keep one of them, or add a column seed"
@@ -135,6 +153,18 @@ def collect(source: str, columns: Iterable[str], rows: Iterable[Row], percent: b
         seen.add((name, seed))
         groups.setdefault(name, []).append({**row, "experiment": name})
     return Results(source, columns, groups, percent)
+
+
+def _is_good(row: Row) -> bool:
+    return str(row.get("status") or "").casefold() in GOOD
+
+
+def _seed(where: str, text: Any) -> int:
+    """01 is 1: two spellings are no two seeds."""
+    try:
+        return int(str(text))
+    except ValueError:
+        raise UserError(problem(where, text, "not a whole number", "use 0, 1, 2 ...")) from None
 
 
 def _unguarded(name: str) -> str:

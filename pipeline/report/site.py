@@ -37,6 +37,18 @@ CAPTION = (
     "{} on the test split: mean ± standard deviation over seeds. An underlined number opens what is behind it; the "
     "runs below a row say where it comes from."
 )
+FILES = (
+    "table.csv",
+    "table.md",
+    "table.tex",
+    "sweep.csv",
+    "scaling.csv",
+    "importance.csv",
+    "metrics.json",
+    "paired.csv",
+    "paired.md",
+)
+CLAIM_FILES = ("claims.csv", "claims.md")
 PAGE_BYTES = 2_000_000  # the page is below it, as far as pictures beside it can help
 NUM_COLORS = 256  # of an embedded picture; the file beside the page has all of them
 
@@ -51,8 +63,8 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
         ),
         "learning-curves": (
             "Learning curves",
-            f"Validation {task.said} against training samples seen, one line per experiment; the band reaches from "
-            "the worst seed to the best.",
+            f"Validation {task.said} against training samples seen, one line per experiment: the mean of its complete "
+            "runs, in a band from the worst seed to the best. A thin line is a run that is in no mean.",
         ),
         BUDGETS: describe(task.said),
         "what-the-model-sees": ("What the models see", task.seen),
@@ -183,14 +195,24 @@ def build_page(suites: Sequence[Records], folder: Path, drawings: Mapping[Path, 
 def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
+    judgements, tests, asked = (
+        claims_table.judge_records(records),
+        paired.paired(records),
+        formats.readable_budgets(records),
+    )
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
         "sizes": ", ".join(f"{number} {split}" for split, number in sizes.items()),
         "measure": records.task.said,
         "caption": CAPTION.format(records.task.first.title.removesuffix(" (%)")),
-        "claims": claims_table.shown(claims_table.judge_records(records)),
-        "budgets": _plain(formats.readable_budgets(records)),
+        "files": [*FILES, *(CLAIM_FILES if judgements else ()), *(["budgets.csv"] if len(asked) else ()), "figures/"],
+        "claims": claims_table.shown(judgements),
+        "tally": claims_table.tally(judgements),
+        "how_judged": claims_table.how_judged(judgements),
+        "paired": _plain(pd.DataFrame(paired.shown(tests), columns=paired.TITLES)),
+        "paired_notes": paired.notes(records, tests),
+        "budgets": _plain(asked),
         "table": page_table(comparison(records), records, records.runs, links),
         "sweep": page_table(sweep(records), records, records.trials, links),
         "agreements": [sentence(pair) for pair in agreements(records)],

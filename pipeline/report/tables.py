@@ -123,9 +123,9 @@ def _aggregate(runs: pd.DataFrame, task: Task) -> pd.DataFrame:
     texts = {"num_samples": "string", "world_size": "string"}
     complete = runs[~broken].astype(texts).groupby("experiment", sort=False)
     means = complete.agg(
-        **{f"{measure.name}_mean": (measure.name, _mean) for measure in task.measures},
-        **{f"{measure.name}_std": (measure.name, _std) for measure in task.measures},
-        **{f"{task.val}_mean": (task.val, _mean)},
+        **{f"{measure.name}_mean": (measure.name, known_mean) for measure in task.measures},
+        **{f"{measure.name}_std": (measure.name, known_std) for measure in task.measures},
+        **{f"{task.val}_mean": (task.val, known_mean)},
         num_seeds=("seed", "size"),
         num_samples_trained=("num_samples", _distinct),
         world_size=("world_size", _distinct),
@@ -149,12 +149,12 @@ def _intervals(table: pd.DataFrame, task: Task) -> dict[str, "pd.Series[float]"]
     return ends
 
 
-def _mean(values: "pd.Series[float]") -> float:
+def known_mean(values: "pd.Series[float]") -> float:
     """Unknown where a value is."""
     return values.mean(skipna=False)
 
 
-def _std(values: "pd.Series[float]") -> float:
+def known_std(values: "pd.Series[float]") -> float:
     """Of a sample; unknown where a value is, and of fewer than two."""
     return values.std(skipna=False)
 

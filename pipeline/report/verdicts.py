@@ -64,6 +64,8 @@ def judge(claim: Claim, results: Results | None) -> Judgement:
         gaps = "; ".join(filter(None, (results.status(name) for name in names if results)))
         reason = f"{num_seeds} of {claim.seeds}" + (f" ({gaps})" if gaps else "")
         return Judgement(claim, TOO_FEW, reason, ours, interval, num_seeds)
+    if claim.seeds > 1 and interval is None:
+        return Judgement(claim, TOO_FEW, "the spread over seeds is not known", ours, None, num_seeds)
     judged = interval if interval is not None and claim.seeds > 1 else Interval(ours, ours)
     verdict = _place(judged, band(claim))
     reason = f"the interval of {num_seeds} lies across the border of the claim" if verdict == TOO_FEW else ""

@@ -3,14 +3,22 @@
 import csv
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from timm.layers import Attention
 
-from dart.cost import CSV_HEADER, ROWS, compare, count_cost, count_macs, count_parts, main, resolve
+from dart.cost import CSV_HEADER, ROWS, compare, count_cost, count_macs, count_parts, experiment, main, resolve
 from dart.models.mamba import BidirectionalMixer
+from pipeline.config import load_suite
+from pipeline.report.claims import load_claims
+from pipeline.report.results import read_results
+from pipeline.report.verdicts import CONFIRMED, NOT_RUN, REFUTED, judge_all
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_counter_counts_multiply_accumulates():
@@ -110,7 +118,7 @@ def test_every_figure_is_within_two_percent_or_has_a_reason(tmp_path, capsys):
     with path.open() as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == CSV_HEADER
-    assert len(lines) == len(ROWS)
+    assert [line["experiment"] for line in lines] == list(dict.fromkeys(map(experiment, ROWS)))
     assert "UNEXPLAINED" not in capsys.readouterr().out
     for line in lines:
         differences = [float(line[key]) for key in ("params_diff_pct", "gflops_diff_pct") if line[key] != "-"]
@@ -119,6 +127,16 @@ def test_every_figure_is_within_two_percent_or_has_a_reason(tmp_path, capsys):
     assert [line["scorer"] for line in lines if "GFLOPs" in line["reason"] or "2.41" in line["reason"]] == [
         "EfficientNet-B0"
     ]
+    # What docs/claims.md says of it.
+    found = judge_all(load_claims(ROOT / "suites/imagenet1k/claims.yaml"), read_results(path))
+    counts = Counter((one.claim.measure, one.verdict) for one in found if one.verdict != NOT_RUN)
+    assert counts == {("params", CONFIRMED): 24, ("gflops", CONFIRMED): 24, ("gflops", REFUTED): 1}
+
+
+def test_every_model_has_the_name_of_its_row_in_the_suite():
+    suite = load_suite("imagenet1k", ROOT / "suites/imagenet1k.yaml")
+    strangers = {experiment(row) for row in ROWS} - set(suite.experiments)
+    assert strangers == {"deit-b-196", "dart-deit-ti-196-mobilenetv3-large"}
 
 
 def test_help_answers_without_loading_torch():

@@ -1,18 +1,28 @@
 """The page in a real Chromium, without a network: sorting, filtering, keyboard, colours, two sizes."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks.browser import NAMES, chromium, find_chromium
-from pipeline.report import site
+from pipeline.report.claims import Claim
 from pipeline.report.figures import write_figures
 from pipeline.report.site import build_page
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-KEYS = ("id", "statement", "source", "paper", "ours", "difference", "interval")
-CLAIMS = [{**dict.fromkeys(KEYS, f"claim {v}"), "verdict": v} for v in ("not run", "refuted", "confirmed")]
+SAID = {"statement": "s", "source": "a paper", "kind": "value", "tolerance": 0, "seeds": 0}
+CLAIMS = tuple(
+    Claim.model_validate({**SAID, "id": name, "measure": measure, "experiment": experiment, "value": value})
+    for name, measure, experiment, value in (
+        ("6 M", "params", "dart-36", 6e6),
+        ("112 k", "params", "uniform-36", 112_000),
+        ("40 %", "top1", "dart-36", 0.4),
+        ("other", "params", "others", 7),
+        ("9 %", "top1", "dart-36", 0.09),
+    )
+)
 TABLE, SWEEP, CLAIMED = "#s1t", "#s1w", "#s1c"
 
 
@@ -34,11 +44,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, make_lab: Any) -> str:
     lab.edit("train/runs.json", lambda content: content["runs"][-2].update(status="failed: out of memory"))
     for path in (lab.results / "evaluate/gallery").glob("*.npz"):
         path.unlink()
-    section = site._section
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site, "_section", lambda *given: {**section(*given), "claims": CLAIMS})
-        drawings = write_figures(lab.load(), root / "report/digits/figures")
-        (root / "report/index.html").write_text(build_page([lab.load()], root / "report", drawings, {}))
+    records = replace(lab.load(), claims=CLAIMS)
+    drawings = write_figures(records, root / "report/digits/figures")
+    (root / "report/index.html").write_text(build_page([records], root / "report", drawings, {}))
     return (root / "report/index.html").as_uri()
 
 
@@ -130,8 +138,22 @@ def test_rows_are_filtered_by_words(visit: Any) -> None:
     assert names(page, TABLE) == []
     page.get_by_label("Filter rows").first.fill("")
     assert len(names(page, TABLE)) == 4
-    page.get_by_label("Filter rows").nth(1).fill("refuted")
-    assert names(page, CLAIMED) == ["claim refuted"]
+    page.get_by_label("Filter rows").nth(1).fill("confirmed")
+    assert names(page, CLAIMED) == ["112 k"]
+
+
+def test_claims_are_sorted_by_exact_figures_within_their_unit(visit: Any) -> None:
+    page = visit()
+    claimed = header(page, CLAIMED, "Claimed")
+    claimed.locator("button").click()
+    assert names(page, CLAIMED) == ["other", "112 k", "6 M", "9 %", "40 %"]
+    assert (
+        page.locator(".tools output").nth(1).inner_text() == "5 of 5 rows, sorted by Claimed, ascending, unit by unit"
+    )
+    claimed.locator("button").click()
+    assert names(page, CLAIMED) == ["6 M", "112 k", "other", "40 %", "9 %"]
+    header(page, CLAIMED, "Ours").locator("button").click()
+    assert names(page, CLAIMED)[-1] == "other"  # it has none
 
 
 def test_a_number_opens_what_is_behind_it_and_escape_closes_it(visit: Any) -> None:

@@ -95,6 +95,25 @@ def test_the_verdict_on_a_difference(way: dict[str, float], ours: float, verdict
 
 
 @pytest.mark.parametrize(
+    ("claim", "columns", "row"),
+    [
+        (value(measure="top1_mean"), ("top1_mean", "num_seeds"), (0.7, 3)),
+        (value(), ("top1_mean", "num_seeds"), (0.7, 3)),
+        (value(), ("top1", "num_seeds"), (0.7, 3)),
+        (value(measure="top1_mean"), ("top1_mean", "top1_std", "num_seeds"), (0.7, 0.05, 3)),
+    ],
+)
+def test_without_an_interval_that_agrees_nothing_is_confirmed_that_needs_seeds(
+    claim: Claim, columns: tuple[str, ...], row: tuple[float, ...]
+) -> None:
+    results = collect("r", ("experiment", *columns), [dict(zip(columns, row, strict=True), experiment="a")])
+    found = judge(claim, results)
+    assert found.verdict == TOO_FEW
+    assert (found.reason == "the spread over seeds is not known") == (len(columns) == 2)
+    assert found.interval == judge(value(), results).interval
+
+
+@pytest.mark.parametrize(
     ("way", "verdict"),
     [
         ({"ratio_at_most": 0.5}, CONFIRMED),
@@ -161,6 +180,10 @@ claims:
   - {id: e, statement: s, source: p, kind: comparison, than: y, experiment: x, measure: top1, seeds: 1,
      level_within: 1, difference_at_most: 0, tolerance: 1}
   - {id: f, statement: s, source: p, kind: value, experiment: x, measure: top1, seeds: 1, value: .nan, tolerance: 1}
+  - {id: g, statement: s, source: p, kind: comparison, than: y, experiment: x, measure: top1, seeds: 1,
+     difference_at_least: 0.002, tolerance: 0.003}
+  - {id: h, statement: s, source: p, kind: comparison, than: y, experiment: x, measure: top1, seeds: 3,
+     ratio_at_least: 1.05}
 """
 
 
@@ -172,8 +195,10 @@ def test_all_that_is_wrong_with_a_claims_file_is_said_at_once(tmp_path: Path) ->
     assert [line.split(":")[0].split(" = ")[0] for line in error.value.problems] == [
         *("claims[0].source", "claims[1].source", "claims[1].valu"),
         *("claims[2].tolerance", "claims[2].than", "claims[3].ratio_at_most"),
-        *("claims[4].kind", "claims[4].tolerance", "claims[5].value"),
+        *("claims[4].kind", "claims[4].tolerance", "claims[5].value", "claims[6].tolerance", "claims[7].seeds"),
     ]
+    assert "claims[6].tolerance = 0.003: more than the difference itself" in str(error.value)
+    assert "claims[7].seeds = 3: a ratio has no interval over seeds; use 0 or 1" in str(error.value)
     assert "claims[0].source: missing" in str(error.value)
     assert "claims[1].source = '  ': must say something" in str(error.value)
 
@@ -234,6 +259,13 @@ def test_the_papers_own_figures_confirm_its_claims_and_a_lower_one_refutes() -> 
     assert refuted == ["dart-deit-ti-196-top1", "dart-deit-ti-196-over-deit-ti-196"]
 
 
+def test_no_claim_that_one_is_above_another_is_confirmed_where_it_is_below() -> None:
+    for claim in load_claims(ROOT / "suites/imagenet1k/claims.yaml"):
+        if "-over-" in claim.id and claim.than is not None:
+            below = [{"experiment": claim.experiment, "top1": 0.799}, {"experiment": claim.than, "top1": 0.8}]
+            assert judge(claim, collect("r", ("experiment", "top1"), below)).verdict == REFUTED, claim.id
+
+
 def claimed(lab: Any) -> Any:
     claims = (
         value(0.757, experiment="dart-36"),
@@ -286,6 +318,18 @@ def test_the_report_has_the_verdicts_where_anything_is_claimed_and_twice_the_sam
         (lambda rows: rows.append(rows[0]), "experiment = 'a': is there twice; keep one of them, or add a column seed"),
         (lambda rows: rows[0].update(top1_mean="x"), "a: top1_mean = 'x': not a number"),
         (lambda rows: rows[0].update(top1_mean=72.1), "a: top1_mean = 72.1: a share is at most 1; add --percent"),
+        (lambda rows: rows[0].update(top1_mean=-0.7), "a: top1_mean = -0.7: a share is at least 0"),
+        (lambda rows: rows[0].update(top1_std=-0.1), "a: top1_std = -0.1: a deviation is at least 0"),
+        (lambda rows: rows[0].update(num_seeds=-3), "a: num_seeds = -3: not a number of runs; use 0, 1, 2 ..."),
+        (lambda rows: rows[0].update(num_seeds="2.5"), "a: num_seeds = '2.5': not a number of runs"),
+        (lambda rows: rows[0].update(num_seeds="1e400"), "a: num_seeds = '1e400': not a number of runs"),
+        (lambda rows: rows[0].update(experiment=""), "experiment = '': has no name; give it one, or delete its row"),
+        (lambda rows: rows[0].update(seed=""), "a: seed = '': not a whole number; use 0, 1, 2 ..."),
+        (lambda rows: rows[0].update(seed="1.0"), "a: seed = '1.0': not a whole number"),
+        (
+            lambda rows: rows.__setitem__(slice(None), [{**rows[0], "seed": seed} for seed in ("1", "01")]),
+            "experiment = 'a': is there twice with seed 1; keep one of them",
+        ),
     ],
 )
 def test_bad_results_are_one_sentence(change: Callable[[list[dict[str, Any]]], None], rule: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.report import formats
+from pipeline.report.behind import facts
 from pipeline.report.explain import Cell, parse
 from pipeline.report.explanation import NOT_RECORDED, arithmetic, explain
 from pipeline.report.records import by_name
@@ -106,6 +107,43 @@ def test_an_unknown_cell_is_answered_with_the_nearest(lab: Any, experiment: str,
     with pytest.raises(UserError) as error:
         explain(lab.load(), experiment, column)
     assert str(error.value).startswith(sentence)
+
+
+def test_a_point_of_the_sweep_with_an_experiments_name_is_told_apart(lab: Any) -> None:
+    lab.edit("sweep/runs.json", lambda content: content["runs"][-1].update(name="dart-36"))
+    records = lab.load()
+    with pytest.raises(UserError, match="point of the sweep; say train/dart-36 or sweep/dart-36"):
+        explain(records, "dart-36", "top1_mean")
+    assert explain(records, "train/dart-36", "top1_mean").value == "0.7567"
+    point = sweep(records).set_index("experiment").at["dart-36", "top1_mean"]
+    assert explain(records, "sweep/dart-36", "top1_mean").value == f"{point:.4f}"
+
+
+def test_every_front_is_explained_by_its_costs(lab: Any) -> None:
+    said = {}
+    for column in ("pareto", "pareto_latency", "pareto_both"):
+        (said[column],) = explain(lab.load(), "dart-36-nano", column).sections["How it comes about"]
+    assert ["GFLOPs" in text for text in said.values()] == [True, False, True]
+    assert ["time of a sample" in text for text in said.values()] == [False, True, True]
+
+
+def test_the_page_and_explain_give_the_same_commands(lab: Any) -> None:
+    def change(content: Any) -> None:
+        content["runs"][7]["provenance"].update(dirty=True)
+        content["runs"][8]["provenance"].update(commit=None)
+
+    lab.edit("train/runs.json", change)
+    records = lab.load()
+    runs = by_name(records.runs)["dart-36"]
+    commands = explain(records, "dart-36", "top1_mean").sections["To make it again"]
+    assert dict(facts(runs, records))["To make it again"].splitlines() == commands
+    assert commands == [
+        "git checkout 0123456789   # seed 0",
+        "git checkout 0123456789   # seed 1; the working tree had changes that no commit has",
+        "# the commit is not recorded   # seed 2",
+        "dvc repro train@digits evaluate@digits benchmark@digits report",
+        "DART_FRESH=1 dvc repro -f train@digits   # trains again what is done already",
+    ]
 
 
 def test_a_cells_name_is_taken_apart() -> None:

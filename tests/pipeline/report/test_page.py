@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,11 @@ from PIL import Image
 
 from benchmarks.report import NUM_RUNS, load, write_results
 from pipeline.errors import UserError
-from pipeline.report import formats, site
+from pipeline.report import formats, paired, site
+from pipeline.report.claims import Claim
 from pipeline.report.figures import write_figures
-from pipeline.report.site import build_page, write_tables
+from pipeline.report.site import build_page, write_suite, write_tables
+from pipeline.report.tables import comparison
 
 HOSTILE = "<img src=x onerror=alert(1)> $\\frac{$ \"'&amp; [a](javascript:b)"
 
@@ -55,33 +58,37 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def html_of(lab: Any, links: dict[str, str] | None = None) -> str:
+def html_of(lab: Any, links: dict[str, str] | None = None, claims: tuple[Claim, ...] = ()) -> str:
     """The page without figures, which take longest."""
-    return build_page([lab.load()], lab.root / "report", {}, links or {})
+    return build_page([replace(lab.load(), claims=claims)], lab.root / "report", {}, links or {})
 
 
-def page_of(lab: Any, links: dict[str, str] | None = None) -> Page:
-    return Page(html_of(lab, links))
+def page_of(lab: Any, links: dict[str, str] | None = None, claims: tuple[Claim, ...] = ()) -> Page:
+    return Page(html_of(lab, links, claims))
 
 
 def drawn_page_of(lab: Any) -> Page:
-    """With the drawings, and without the gallery."""
+    """With the drawings and claims, and without the gallery."""
     for path in (lab.results / "evaluate/gallery").glob("*.npz"):
         path.unlink()
-    folder = lab.root / "report"
-    return Page(build_page([lab.load()], folder, write_figures(lab.load(), folder / "digits/figures"), {}))
+    folder, records = lab.root / "report", replace(lab.load(), claims=hostile_claims())
+    return Page(build_page([records], folder, write_figures(records, folder / "digits/figures"), {}))
 
 
-@pytest.fixture
-def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claims in every section, as `pipeline.report` may give them to the page."""
-    section = site._section
-    keys = ("id", "statement", "source", "paper", "ours", "difference", "interval")
-    claims = [
-        {**dict.fromkeys(keys, HOSTILE), "verdict": verdict}
-        for verdict in ("confirmed", "refuted", "not run", "failed", "too few seeds")
-    ]
-    monkeypatch.setattr(site, "_section", lambda *given: {**section(*given), "claims": claims})
+def hostile_claims() -> tuple[Claim, ...]:
+    """A claim for every verdict on the records of `lab`, once dart-16 has failed."""
+    said = dict.fromkeys(("statement", "source", "note"), HOSTILE) | {
+        "kind": "value",
+        "measure": "top1",
+        "recalled": True,
+    }
+    asked = [("dart-36", 0.75, 1), ("dart-36", 0.1, 1), (HOSTILE, 0.5, 1), ("dart-16", 0.5, 1), ("dart-36", 0.75, 3)]
+    return tuple(
+        Claim.model_validate(
+            {**said, "id": f"{HOSTILE}{i}", "experiment": name, "value": value, "tolerance": 0.01, "seeds": seeds}
+        )
+        for i, (name, value, seeds) in enumerate(asked)
+    )
 
 
 def test_the_arithmetic_behind_a_cell_gives_it_back(lab: Any) -> None:
@@ -111,7 +118,7 @@ def test_the_way_back_is_on_the_page(lab: Any) -> None:
     page = page_of(lab, links)
     text = "\n".join(page.text)
     assert f"manifest sha256 {records.runs[0].manifest_sha256}" in text
-    assert "git checkout 0123456789 && dvc repro train@digits" in text
+    assert "git checkout 0123456789\ndvc repro train@digits evaluate@digits benchmark@digits report" in text
     assert "train: epochs 3, global_batch_size 50, lr 0.002" in text
     assert [a["href"] for a in page.all("a") if "tracker" in a["href"]] == list(links.values())
     assert {row["id"] for row in page.all("th") if "id" in row} >= {"digits/train/dart-36", "digits/sweep/dart-16-nano"}
@@ -126,14 +133,16 @@ def test_the_policy_allows_the_one_script_and_nothing_from_elsewhere(lab: Any) -
     assert f"script-src 'sha256-{digest}'" in policy
 
 
-@pytest.mark.usefixtures("claimed")
 def test_a_hostile_name_is_text_wherever_it_stands(lab: Any) -> None:
-    benign = page_of(lab)
+    benign = page_of(lab, claims=hostile_claims())
     lab.edit("train/runs.json", lambda content: [run.update(name=HOSTILE) for run in content["runs"][:3]])
     lab.edit("sweep/runs.json", lambda content: content["runs"][0].update(name=HOSTILE, model_name=HOSTILE))
-    page = page_of(lab)
-    assert [tag for tag, _ in page.elements] == [tag for tag, _ in benign.elements]
+    page = page_of(lab, claims=hostile_claims())
+    # A claim about a hostile name finds records of that name now, so its reason is gone.
+    tags = [[tag for tag, _ in one.elements if tag != "span"] for one in (page, benign)]
+    assert tags[0] == tags[1]
     assert HOSTILE in page.text
+    assert f"{HOSTILE}0" in page.text
     page = drawn_page_of(lab)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert any(use.get("aria-label", "").startswith(f"{HOSTILE}: ") for use in page.all("use"))
@@ -149,9 +158,16 @@ def test_a_name_that_cannot_be_printed_is_one_sentence(lab: Any) -> None:
         lab.load()
 
 
-@pytest.mark.usefixtures("claimed")
-def test_every_claim_has_its_verdict_in_words(lab: Any) -> None:
-    text = page_of(lab).text
+def test_every_claim_has_its_verdict_in_words_and_what_verdicts_mean_is_said(lab: Any) -> None:
+    lab.edit("train/runs.json", lambda content: content["runs"][-2].update(status="failed"))
+    page = page_of(lab, claims=hostile_claims())
+    text = page.text
+    assert "5 claims: 1 confirmed, 1 refuted, 1 not run, 1 failed, 1 too few seeds." in text
+    assert any("of 1 such verdicts at 95 %, one in twenty is expected to err" in line for line in text)
+    assert "Recalled: the figure was not looked up for this file; verify it before printing." in text
+    figures = [cell for cell in page.all("td") if "data-unit" in cell]
+    assert [cell.get("data-value") for cell in figures[:3]] == ["0.75", "0.756666667", "0.00666666667"]
+    assert {cell["data-unit"] for cell in figures} == {"value of top1"}
     assert [mark + verdict for mark, verdict in pairwise(text) if mark in "✓✗○!…"] == [
         "✓confirmed",
         "✗refuted",
@@ -161,10 +177,28 @@ def test_every_claim_has_its_verdict_in_words(lab: Any) -> None:
     ]
 
 
-def test_without_claims_there_is_no_table_of_claims(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = site._section
-    monkeypatch.setattr(site, "_section", lambda *given: {**section(*given), "claims": []})
+def test_without_claims_there_is_no_table_of_claims(lab: Any) -> None:
     assert "What is claimed, and what is found" not in page_of(lab).text
+
+
+def test_intervals_and_paired_tests_are_on_the_page(lab: Any) -> None:
+    page, records = page_of(lab), lab.load()
+    behind = next(told for told in page.whys if "Top-1 (%) of dart-36: 75.7 ± 7.1" in told)
+    row = comparison(records).set_index("experiment").loc["dart-36"]
+    ends = f"{100 * row['top1_ci_low']:.3f} to {100 * row['top1_ci_high']:.3f}."
+    assert f"Interval of the mean over seeds, 95 % (Student's): {ends}" in behind
+    tests = paired.paired(records)
+    assert all(cell in page.text for row in paired.shown(tests) for cell in row.values() if cell)
+    assert all(note in page.text for note in paired.notes(records, tests))
+
+
+def test_every_file_that_the_report_writes_of_a_suite_is_linked_and_there(lab: Any) -> None:
+    folder, records = lab.root / "report", replace(lab.load(), claims=hostile_claims())
+    write_suite(records, folder / "digits")
+    page = Page(build_page([records], folder, {}, {}))
+    linked = {a["href"] for a in page.all("a") if a["href"].startswith("digits/") and not a["href"].endswith(".png")}
+    written = {f"digits/{path.name}" + "/" * path.is_dir() for path in (folder / "digits").iterdir()}
+    assert linked == written - {"digits/summary.md"}  # which README.md has
 
 
 def test_pictures_that_would_make_the_page_too_large_are_shown_from_beside_it(

@@ -90,6 +90,27 @@ def test_a_damaged_file_of_predictions_is_one_sentence(lab: Any) -> None:
             paired.paired(lab.load())
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda lines: [*lines, lines[1]], "sample '000000' is there 2 times; run: dvc repro evaluate@digits"),
+        (lambda lines: [lines[0], "a,b"], "line 2 has not the 3 cells of the header; run: dvc repro evaluate@digits"),
+    ],
+)
+def test_a_damaged_line_of_predictions_is_one_sentence(lab: Any, change: Any, sentence: str) -> None:
+    path = predictions(lab, "dart-36", 0)
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(UserError, match=sentence):
+        paired.paired(lab.load())
+
+
+def test_a_score_that_is_no_number_is_one_sentence(dense_lab: Any) -> None:
+    path = predictions(dense_lab, "dart-36", 0)
+    path.write_text("key,pixel_accuracy,miou\na,0.5,x\n")
+    with pytest.raises(UserError, match="miou 'x' is not a number"):
+        paired.paired(dense_lab.load())
+
+
 def test_masks_are_compared_by_the_miou_of_single_images(dense_lab: Any) -> None:
     records = dense_lab.load()
     table = paired.paired(records)
@@ -106,4 +127,28 @@ def test_the_tables_are_text_of_fixed_decimals(lab: Any) -> None:
     assert (dart["mean"], dart["difference"]) == ("0.7567", "0.2433")
     text = paired.to_markdown(records, table)
     assert "| uniform-36 | 51.3" in text
-    assert "Holm's correction for 3 comparisons" in text
+    assert "Holm's correction for 3 comparisons over samples and 2 over seeds" in text  # dart-16 has one seed
+
+
+def test_runs_without_recorded_answers_are_named_and_not_counted(lab: Any) -> None:
+    for seed in range(3):
+        predictions(lab, "uniform-36", seed).unlink()
+    predictions(lab, "dart-36", 1).unlink()
+    records = lab.load()
+    table = paired.paired(records)
+    assert list(zip(table["experiment"], table["num_seeds"], strict=True)) == [
+        ("uniform-64", 3), ("dart-36", 2), ("dart-16", 1),
+    ]  # fmt: skip
+    named = "uniform-36 seed 0, uniform-36 seed 1, uniform-36 seed 2, dart-36 seed 1"
+    sentence = f"Left out, complete but without recorded answers: {named}; run: dvc repro evaluate@digits."
+    assert sentence in paired.to_markdown(records, table)
+
+
+def test_runs_that_answered_other_samples_are_not_said_to_be_incomplete(lab: Any) -> None:
+    path = predictions(lab, "dart-36", 0)
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"z{line}" for line in lines)]) + "\n")
+    records = lab.load()
+    text = paired.to_markdown(records, paired.paired(records))
+    assert "No test sample has a score in every run" in text
+    assert "Fewer than two" not in text

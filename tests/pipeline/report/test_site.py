@@ -1,12 +1,14 @@
 """The report folder: the same records give the same bytes, and the page stands alone."""
 
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from pipeline.report.figures import learning_curves, save, write_figures
@@ -119,3 +121,35 @@ def test_the_band_spans_the_seeds(lab: Any) -> None:
     assert np.asarray(dart.get_ydata())[-1] == 100 * np.mean(final)
     band = ax.collections[2].get_paths()[0].vertices
     assert (band[:, 1].max(), band[:, 1].min() < 100 * final.min()) == (100 * final.max(), True)
+
+
+def test_a_run_that_diverged_is_a_line_of_its_own_and_in_no_mean(lab: Any) -> None:
+    lab.edit("train/runs.json", lambda content: content["runs"][7].update(status="diverged at step 250 of 600"))
+    keep_curve(lab, 7, [200])
+    figure = learning_curves(lab.load())
+    assert figure is not None
+    (ax,) = figure.axes
+    alone, mean = ax.lines[2:4]
+    np.testing.assert_allclose(np.asarray(alone.get_xdata()), [10])
+    np.testing.assert_allclose(np.asarray(mean.get_xdata()), [10, 20, 30])
+    assert np.asarray(mean.get_ydata())[-1] == pytest.approx(100 * np.mean([0.805, 0.685]))
+    said = {text.get_text() for text in ax.texts}
+    assert {"dart-36 (n = 2 of 3)", "dart-36 seed 1 (incomplete)", "uniform-36 (n = 3)"} <= said
+
+
+def test_seeds_that_were_validated_nowhere_alike_have_no_mean(lab: Any) -> None:
+    for place, steps in ((6, [200]), (7, [400]), (8, [600])):
+        keep_curve(lab, place, steps)
+    figure = learning_curves(lab.load())
+    assert figure is not None
+    assert not any(text.get_text().startswith("dart-36") for text in figure.axes[0].texts)
+
+
+def keep_curve(lab: Any, place: int, steps: list[int]) -> None:
+    """Of the run at this place of the plan, only the validation at these steps."""
+    path = lab.load().runs[place].folder / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["step"] not in steps:
+            line["values"].pop("val_top1", None)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.measures import CLASSIFICATION
-from pipeline.report import formats
+from pipeline.report import formats, paired
 from pipeline.report.records import load_records
 from pipeline.report.tables import COMPLETE, columns, comparison, rows, sweep, tidy
 
@@ -224,8 +224,29 @@ def test_hostile_names_are_escaped(lab: Any) -> None:
     lab.edit("train/runs.json", lambda content: [run.update(name=HOSTILE) for run in content["runs"][:1]])
     records = lab.load()
     assert next(csv.DictReader(io.StringIO(formats.to_csv(comparison(records)))))["experiment"] == "'" + HOSTILE
-    assert r"=cmd\|&lt;b>&_%$\\x" in formats.to_markdown(records)
+    assert r"=cmd\|&lt;b>&amp;\_%$\\x" in formats.to_markdown(records)
     assert r"=cmd|<b>\&\_\%\$\textbackslash x" in formats.to_latex(records)
+
+
+@pytest.mark.parametrize("name", ["[5cm]x", "*x", " [5cm]x"])
+def test_a_name_is_no_argument_of_the_line_before_it(lab: Any, name: str) -> None:
+    lab.edit("train/runs.json", lambda content: [run.update(name=name) for run in content["runs"][:3]])
+    assert f"\\midrule\n{{}}{name} & " in formats.to_latex(lab.load())
+
+
+def test_a_hostile_name_is_text_in_every_sentence_of_markdown(lab: Any) -> None:
+    def rename(content: Any) -> None:
+        for run in content["runs"]:
+            run["name"] = run["name"].replace("uniform-36", "_*<img src=x>*_").replace("dart-16", "[&lt;](x)")
+
+    lab.edit("train/runs.json", rename)
+    records = lab.load()
+    assert paired.paired(records)["against"].iloc[1] == "_*<img src=x>*_"
+    for text in (formats.to_markdown(records), paired.to_markdown(records, paired.paired(records))):
+        assert "<img" not in text
+        assert "*<" not in text.replace("\\*", "")
+        assert r"\_\*&lt;img src=x>\*\_" in text
+    assert r"\[&amp;lt;](x)-2workers" in formats.to_markdown(records)  # of an agreement
 
 
 def test_latex_has_a_cell_for_every_column(lab: Any) -> None:

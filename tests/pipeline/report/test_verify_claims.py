@@ -37,6 +37,8 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         ("", "", ALL_CONFIRMED),
         ("theirs,0,0.6", "theirs,0,0.7", SOME_REFUTED),
         ("theirs,0", "others,0", SOME_OPEN),
+        ("experiment,seed,top1\nours,0,0.70\n", " experiment, seed ,top1\n ours , 0, 0.70\n", ALL_CONFIRMED),
+        ("top1\nours,0,0.70\nours,1,0.72\ntheirs,0,0.6", "top1,status\nours,0,0.7,DONE\ntheirs,0,0.6, Complete", 0),
         ("experiment,seed,top1", "\ufeffexperiment,seed,top1", ALL_CONFIRMED),  # as a spreadsheet writes it
     ],
 )
@@ -68,6 +70,7 @@ def test_per_cent_and_csv(files: tuple[Path, Path], capsys: pytest.CaptureFixtur
         ("experiment,seed,top1\nours,0,0.7\nours,0,0.8\n", "experiment = 'ours': is there twice with seed 0; keep one"),
         ("experiment,top1\nours,0.7\nours,0.8\n", "experiment = 'ours': is there twice; keep one of them, or add"),
         ("experiment,top1\nours,72\n", "ours: top1 = '72': a share is at most 1; add --percent"),
+        ("experiment,top1, top1\nours,0.7,0.6\n", "columns = 'top1': is there twice; keep one of them"),
         ("experiment,top1\nours\n", "record = 2: has not the 2 cells of the header"),
         ("experiment,top1\nours,0.7,1\n", "record = 2: has not the 2 cells of the header"),
         ("experiment,speed\nours,1\n", "none of the measures of"),
