@@ -45,9 +45,8 @@ class Claim(Strict):
     source: Said  # paper, table and row, or file
     kind: Literal["value", "comparison"]
     experiment: Said
-    measure: Annotated[
-        Said, AfterValidator(_bare)
-    ]  # top1, miou, params, gflops, images_per_s ...: a column of the results, with or without _mean
+    # A column of the results, with or without _mean: top1, miou, params, gflops, images_per_s ...
+    measure: Annotated[Said, AfterValidator(_bare)]
     seeds: Annotated[int, Field(ge=0)]  # complete runs that are needed; from 2 on their interval decides
     value: Number | None = None
     tolerance: Annotated[Number, Field(ge=0)] | None = None

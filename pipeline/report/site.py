@@ -38,15 +38,8 @@ CAPTION = (
     "runs below a row say where it comes from."
 )
 FILES = (
-    "table.csv",
-    "table.md",
-    "table.tex",
-    "sweep.csv",
-    "scaling.csv",
-    "importance.csv",
-    "metrics.json",
-    "paired.csv",
-    "paired.md",
+    *("table.csv", "table.md", "table.tex", "sweep.csv", "scaling.csv", "importance.csv", "metrics.json"),
+    *("paired.csv", "paired.md"),
 )
 CLAIM_FILES = ("claims.csv", "claims.md")
 PAGE_BYTES = 2_000_000  # the page is below it, as far as pictures beside it can help
@@ -195,11 +188,8 @@ def build_page(suites: Sequence[Records], folder: Path, drawings: Mapping[Path, 
 def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links: Mapping[str, str]) -> dict[str, Any]:
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
-    judgements, tests, asked = (
-        claims_table.judge_records(records),
-        paired.paired(records),
-        formats.readable_budgets(records),
-    )
+    judgements, tests = claims_table.judge_records(records), paired.paired(records)
+    asked = formats.readable_budgets(records)
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
