@@ -7,6 +7,7 @@ from threading import Thread
 
 import pytest
 
+from pipeline.data import source_remote
 from pipeline.data.fetch import fetch_dataset
 from pipeline.data.options import DigitsOptions
 from pipeline.data.shards import write_shards
@@ -111,3 +112,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     yield server
     server.server.shutdown()
     server.server.server_close()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache, a trusted server, and no waiting for a network that is none."""
+    monkeypatch.setenv("DART_TRUSTED_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("DART_SHARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(source_remote, "WAITS_S", (0.0, 0.0))
+    source_remote._SIZES.clear()  # servers come and go on the same port
+    return tmp_path / "cache"
