@@ -8,17 +8,19 @@ from pipeline.cli import run_stage
 from pipeline.errors import UserError
 
 REPORT = Path("report")
-README = Path("README.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--where", action="store_true", help="print the tables that are there and where they are")
-    what.add_argument("--readme", action="store_true", help="show the last report in README.md")
+    help_ = (
+        "show the last report in a file, by default README.md, between its lines <!-- report --> and <!-- /report -->"
+    )
+    what.add_argument("--readme", nargs="?", const="README.md", metavar="FILE", help=help_)
     args = parser.parse_args()
     if args.where or args.readme:
-        where() if args.where else readme()
+        where() if args.where else show(Path(args.readme))
         return
 
     from pipeline.config import load_params
@@ -55,8 +57,8 @@ def where() -> None:
     print(f"page     {REPORT / 'index.html'}")
 
 
-def readme() -> None:
-    """Put the summaries and pictures of the last report's active suites into README.md and docs/figures/."""
+def show(file: Path) -> None:
+    """Put the summaries of the last report's active suites into a file, and their pictures into docs/figures/."""
     from pipeline.config import load_params
     from pipeline.files import write_bytes_atomic, write_text_atomic
     from pipeline.report.readme import PICTURES, SUMMARY, insert, picture_path
@@ -66,13 +68,13 @@ def readme() -> None:
     if not suites:
         raise UserError(f"{REPORT}: no report of {', '.join(active)} yet; run: make repro")
     summaries = {suite: (REPORT / suite / SUMMARY).read_text() for suite in suites}
-    text = insert(README.read_text() if README.is_file() else "", summaries)
+    text = insert(file.read_text() if file.is_file() else "", summaries, file.as_posix())
     pictures = [(suite, path) for suite in suites for path in (REPORT / suite / "figures").glob("*.png")]
     for suite, path in pictures:
         if path.name in PICTURES:
             write_bytes_atomic(Path(picture_path(suite, path.name)), path.read_bytes())
-    write_text_atomic(README, text)
-    print(f"{README} shows {', '.join(suites)}")
+    write_text_atomic(file, text)
+    print(f"{file} shows {', '.join(suites)}")
 
 
 if __name__ == "__main__":

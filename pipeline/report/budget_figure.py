@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.report.budgets import ONE_BUDGET, budget_table, trained_for
-from pipeline.report.figures import FONT_SIZE, MARKERS, PALETTE, draw_axes, log_costs
+from pipeline.report.figures import DASHES, FONT_SIZE, MARKERS, PALETTE, draw_axes, log_costs
 from pipeline.report.records import Records
 from pipeline.report.tables import rows
 
@@ -48,12 +48,13 @@ def draw_budgets(records: Records) -> Figure | None:
 
 
 def _draw_solo(ax: Axes, table: pd.DataFrame) -> None:
-    """Models with one budget each: at their own, tokenizer by tokenizer, and elsewhere."""
+    """Models with one budget each: at their own, tokenizer by tokenizer and recipe by recipe, and elsewhere."""
     own = pd.Series([trained_for(row) for row in rows(table)], index=table.index, dtype=bool)
-    for i, (tokenizer, mine) in enumerate(table[own].groupby("tokenizer", sort=False)):
+    for i, ((tokenizer, began_with), mine) in enumerate(table[own].groupby(["tokenizer", "began_with"], sort=False)):
         style: dict[str, Any] = {"color": "black", "marker": MARKERS[i % len(MARKERS)], "markersize": 7}
         line = mine.sort_values("gflops")
-        label = f"{tokenizer}, {SOLO}, asked at it"
+        style |= {"linestyle": DASHES[i % len(DASHES)]}
+        label = f"{tokenizer}, {SOLO}{f' after {began_with}' if began_with else ''}, asked at it"
         ax.errorbar(line["gflops"], line["height"], line["error"], **style, linewidth=1.6, capsize=4, label=label)
     label = f"{SOLO}, asked at others"
     for _, mine in table.groupby("experiment", sort=False):

@@ -3,7 +3,7 @@
 A pure function of the records, in their order; only complete runs are averaged, and `num_seeds` says how many.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ ONE_BUDGET = "the same for all"  # what `spent` says where budgets do not follow
 HELD = {"batch": "batch", "dataset": "data set"}  # over what the mean is held, in words
 KEY = ["experiment", "spent", "token_budget"]
 FACTS = {
-    **dict.fromkeys(("experiment", "tokenizer", "trained_at", "spent", "fingerprint"), "str"),
+    **dict.fromkeys(("experiment", "tokenizer", "trained_at", "began_with", "spent", "fingerprint"), "str"),
     **dict.fromkeys(("token_budget", "seed"), "int64"),
     **dict.fromkeys(("tokens", "gflops"), "float64"),
 }
@@ -33,20 +33,21 @@ NOTE = (
 def columns(task: Task) -> list[str]:
     """One row per experiment, way of spending, and budget: the columns of budgets.csv."""
     measures = chain(*((f"{measure.name}_mean", f"{measure.name}_std") for measure in task.measures))
-    return [*KEY, "tokenizer", "trained_at", "tokens", *measures, "num_seeds", "gflops", "run_ids"]
+    return [*KEY, "tokenizer", "trained_at", "tokens", *measures, "num_seeds", "gflops", "run_ids", "began_with"]
 
 
 def budget_table(records: Records) -> pd.DataFrame:
     """What the runs of the table say at every budget that they were asked at; no rows where nobody asked.
 
-    token_budget: Patch tokens per image that were to be spent on average; tokens: that were. trained_at: budgets.
+    token_budget: Patch tokens per image that were to be spent on average; tokens: that were. trained_at: budgets;
+    began_with: the budget of the first steps, empty where they were like all others.
     """
     task, measures = records.task, [measure.name for measure in records.task.measures]
     types = FACTS | dict.fromkeys(measures, "float64")
     lines = [line for run in records.runs if not run.problem for line in _lines(run, task)]
     groups = pd.DataFrame(lines, columns=list(types)).astype(types).groupby(KEY, sort=False)
     table = groups.agg(
-        **{name: (name, "first") for name in ("tokenizer", "trained_at")},
+        **{name: (name, "first") for name in ("tokenizer", "trained_at", "began_with")},
         **{name: (name, "mean") for name in ("tokens", "gflops")},
         **{f"{name}_mean": (name, known_mean) for name in measures},
         **{f"{name}_std": (name, known_std) for name in measures},
@@ -70,7 +71,9 @@ def budget_cells(task: Task, percent: Callable[..., str], gflops: Callable[[Any]
     shown = [measure for measure in task.measures if measure.brief]
     return {
         "Experiment": lambda row: row.experiment,
-        "Trained at": lambda row: row.trained_at.replace(" ", ", "),
+        "Trained at": lambda row: (
+            (f"{row.began_with}, then " if row.began_with else "") + row.trained_at.replace(" ", ", ")
+        ),
         "Budget of an image": lambda row: row.spent,
         "Tokens": _tokens,
         **{
@@ -86,6 +89,10 @@ def _tokens(row: Any) -> str:
     return str(row.token_budget) if row.spent == ONE_BUDGET else f"{row.tokens:.1f}"
 
 
+def _began_with(warmup: Mapping[str, Any] | None, own: int) -> str:
+    return str(warmup["token_budget"]) if warmup and warmup["token_budget"] < own else ""
+
+
 def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
     """One for each budget and way that the run was asked at."""
     science, test = run.science, run.test or {}
@@ -96,6 +103,7 @@ def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
         "fingerprint": run.fingerprint,
         "tokenizer": science["tokenizer"]["name"],
         "trained_at": " ".join(map(str, science["train"].get("token_budgets") or [own])),
+        "began_with": _began_with(science["train"].get("token_warmup"), own),
     }
     for found in (*test.get("budgets", ()), *test.get("adaptive", ())):
         follows = "signal" in found

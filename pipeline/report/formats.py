@@ -161,10 +161,12 @@ def to_markdown(records: Records) -> str:
 
 
 def to_summary(records: Records, pictures: Mapping[str, str]) -> str:
-    """What the README shows of a suite: the comparison in short, and `pictures`, {path: alternative text}."""
+    """What README and docs show of a suite: the tables in short, and `pictures`, {path: alternative text}."""
     table = readable(comparison(records), records, brief=True, without=["Backbone"])
     images = [f"![{text}]({path})" for path, text in pictures.items()]
-    parts = [f"## Results: {records.suite}", markdown(table), as_text(in_short(records)), *images]
+    asked = readable_budgets(records)
+    budget_parts = ["### Token budgets", markdown(asked), budgets.NOTE] if len(asked) else []
+    parts = [f"## Results: {records.suite}", markdown(table), as_text(in_short(records)), *budget_parts, *images]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.report.budget_figure import draw_budgets
 from pipeline.report.budgets import ONE_BUDGET, budget_table, columns, trained_for
+from pipeline.report.formats import readable_budgets
 from pipeline.report.site import write_suite
 from pipeline.report.tables import rows
 
@@ -61,6 +62,22 @@ def test_a_row_says_what_its_model_was_trained_at(asked: Lab) -> None:
     table = budget_table(asked.load())
     own = {(row.experiment, row.token_budget) for row in rows(table) if trained_for(row) and row.spent == ONE_BUDGET}
     assert own == {("uniform-36", 36), ("dart-36", 36), ("dart-16", 16), *(("uniform-64", n) for n in BUDGETS)}
+
+
+def test_trainings_that_began_with_few_tokens_are_a_line_of_their_own(asked: Lab) -> None:
+    def warm(content: dict[str, Any]) -> None:
+        for run in content["runs"]:
+            if run["name"].startswith("dart-"):
+                run["science"]["train"]["token_warmup"] = {"token_budget": 16, "frac": 0.5}
+
+    asked.edit("train/runs.json", warm)
+    records = asked.load()
+    began = {row.experiment: row.began_with for row in rows(budget_table(records))}
+    assert began == {"uniform-36": "", "uniform-64": "", "dart-36": "16", "dart-16": ""}  # 16 are all that it has
+    titles = {row["Experiment"]: row["Trained at"] for _, row in readable_budgets(records).iterrows()}
+    assert (titles["dart-36"], titles["dart-16"]) == ("16, then 36", "16")
+    texts = [text.get_text() for text in draw_budgets(records).axes[0].get_legend().get_texts()]
+    assert {f"dart, trained for one budget{after}, asked at it" for after in ("", " after 16")} < set(texts)
 
 
 def test_an_incomplete_run_is_in_no_mean(asked: Lab) -> None:

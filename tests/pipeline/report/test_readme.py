@@ -9,8 +9,9 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.report.readme import END, START, insert
 from pipeline.report.site import write_report
-from stages.report import readme
+from stages.report import show
 
+README = Path("README.md")
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = f"# title\n\n{START}\nold\n{END}\n\n## Run it\n"
 
@@ -20,6 +21,13 @@ def test_only_the_block_between_the_markers_changes() -> None:
     block = "\n## A\n\n![x](docs/figures/a-x.png)\n\n## B\n\n"
     assert new == f"# title\n\n{START}\n{block}{END}\n\n## Run it\n"
     assert insert(new, {"a": "## A\n\n![x](figures/x.png)\n", "b": "## B\n"}) == new
+
+
+def test_a_page_below_docs_has_links_of_its_own() -> None:
+    new = insert(TEXT, {"a": "## A\n\n![x](figures/x.png)\n"}, "docs/page.md")
+    assert "![x](figures/a-x.png)" in new
+    with pytest.raises(UserError, match=r"^docs/page\.md: needs one line"):
+        insert("", {}, "docs/page.md")
 
 
 @pytest.mark.parametrize("text", ["", f"{START}\n", f"{END}\n{START}\n", TEXT + START + "\n", f"{START} {END}\n"])
@@ -41,7 +49,7 @@ def project(lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_shows_table_sentence_and_pictures(project: Path) -> None:
-    readme()
+    show(README)
     text = (project / "README.md").read_text()
     assert text.startswith("# title\n")
     assert text.endswith("## Run it\n")
@@ -60,15 +68,15 @@ def test_the_readme_shows_table_sentence_and_pictures(project: Path) -> None:
     assert "![](" not in text
     assert len(list((project / "docs/figures").iterdir())) == 2
 
-    readme()
+    show(README)
     assert (project / "README.md").read_text() == text
 
 
 def test_what_is_missing_is_one_sentence(project: Path) -> None:
     (project / "README.md").unlink()
     with pytest.raises(UserError, match=r"^README\.md: needs one line"):
-        readme()
+        show(README)
     assert not (project / "docs").exists()
     shutil.rmtree(project / "report")
     with pytest.raises(UserError, match=r"^report: no report of digits yet; run: make repro$"):
-        readme()
+        show(README)
