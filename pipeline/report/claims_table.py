@@ -39,9 +39,9 @@ HOW_JUDGED = (
     "A claim that needs two seeds or more is confirmed where the whole interval agrees with it, refuted where none of "
     "it does, and has too few seeds where the interval lies across the border. One that needs fewer is judged by the "
     "figure itself.",
-    "Every verdict stands for itself: of {count} such verdicts at 95 %, one in twenty is expected to err.",
-    "Recalled: the figure was not looked up for this file; verify it before printing.",
 )
+BY_INTERVAL = "Every verdict stands for itself: of {} such verdicts at 95 %, one in twenty is expected to err."
+RECALLED = "Recalled: the figure was not looked up for this file; verify it before printing."
 
 
 def judge_records(records: Records) -> list[Judgement]:
@@ -75,8 +75,10 @@ def to_markdown(suite: str, judgements: Sequence[Judgement]) -> str:
 
 def how_judged(judgements: Sequence[Judgement]) -> list[str]:
     """What the verdicts mean, and what they do not."""
-    asked = sum(judgement.claim.seeds > 1 for judgement in judgements)
-    return [text.format(count=asked) for text in HOW_JUDGED]
+    by_interval = sum(judgement.claim.seeds > 1 for judgement in judgements)
+    recalled = any(judgement.claim.recalled for judgement in judgements)
+    said = [*HOW_JUDGED, *([BY_INTERVAL.format(by_interval)] if by_interval else [])]
+    return [*said, *([RECALLED] if recalled else [])]
 
 
 def tally(judgements: Sequence[Judgement]) -> str:
