@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.report.budgets import ONE_BUDGET, budget_table, trained_for
-from pipeline.report.figures import DASHES, FONT_SIZE, MARKERS, PALETTE, draw_axes, log_costs
+from pipeline.report.figures import DASHES, FONT_SIZE, MARKERS, PALETTE, draw_axes, log_costs, show_legend
 from pipeline.report.records import Records
 from pipeline.report.tables import rows
 
@@ -43,7 +43,7 @@ def draw_budgets(records: Records) -> Figure | None:
         _draw_line(ax, mine, str(name), PALETTE[i % (len(PALETTE) - 1)])
     _draw_adaptive(ax, table[table["spent"] != ONE_BUDGET])
     ax.margins(x=0.1, y=0.1)
-    ax.legend(frameon=False, fontsize=FONT_SIZE - 2, loc="best")
+    show_legend(ax, FONT_SIZE - 2)
     return figure
 
 

@@ -4,6 +4,7 @@ Names in the records are text: nothing in them is read as mathematics.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipeline.report.tables import COMPLETE, comparison, rows, sweep
 # Okabe and Ito's palette, in an order that keeps neighbours apart with any colour vision; and a second cue.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INSIDE = 7  # entries of a legend, at most, that are among the points
+LEGEND_COLUMNS, LEGEND_LINE = 2, 0.17  # of a legend below; inches
 DASHES = ("-", "--", ":", "-.")
 LABEL_PLACES = (((9, 7), "left"), ((-9, 7), "right"), ((9, -14), "left"), ((-9, -14), "right"))  # in points
 FONT_SIZE = 10
@@ -73,12 +76,12 @@ def accuracy_against_gflops(records: Records) -> Figure | None:
     if finals.empty and points.empty:
         return None
     figure, ax = draw_axes(f"multiply-accumulates per {records.unit} (GFLOPs), log scale", f"test {task.said} (%)")
-    style = _styles([*experiments["tokenizer"], *trials["tokenizer"]])
+    style = styles([*experiments["tokenizer"], *trials["tokenizer"]])
     log_costs(ax)
     _draw_sweep(ax, points, style)
     _draw_finals(ax, finals, style)
     ax.margins(x=0.2, y=0.1)
-    ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
+    show_legend(ax, FONT_SIZE - 1)
     _name_points(ax, _labels(finals))
     return figure
 
@@ -95,7 +98,7 @@ def learning_curves(records: Records) -> Figure | None:
         return None
     figure, ax = draw_axes("training samples seen (thousands)", f"validation {task.said} (%)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style = _styles([run.tokenizer for run in records.runs])
+    style = styles([run.tokenizer for run in records.runs])
     num_lines = dict.fromkeys(style, 0)
     ends = []
     for name, runs in groups.items():
@@ -143,6 +146,19 @@ def draw_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def show_legend(ax: Axes, size: float) -> None:
+    """Inside, where it hides least; below, where it is too long for that."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) <= INSIDE:
+        ax.legend(frameon=False, fontsize=size, loc="best")
+        return
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    figure.legend(handles, labels, frameon=False, fontsize=size, ncols=LEGEND_COLUMNS, loc="outside lower center")
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_LINE * ceil(len(labels) / LEGEND_COLUMNS))
+
+
 def log_costs(ax: Axes) -> None:
     """A logarithmic axis of costs, with plain numbers at 1, 2, 5, 10 ..."""
     ax.set_xscale("log")
@@ -151,10 +167,11 @@ def log_costs(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """{name: (colour, marker)} in order of appearance, the same in every figure that has the same names."""
     distinct = list(dict.fromkeys(names))
-    return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(distinct)}
+    turns = len(PALETTE)  # after which colours come again, with other markers
+    return {n: (PALETTE[i % turns], MARKERS[(i + i // turns) % len(MARKERS)]) for i, n in enumerate(distinct)}
 
 
 def _located(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:

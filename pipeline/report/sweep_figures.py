@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.measures import Task
-from pipeline.report.figures import FONT_SIZE, PALETTE, _styles, draw, draw_axes
+from pipeline.report.figures import FONT_SIZE, PALETTE, draw, draw_axes, log_costs, show_legend, styles
 from pipeline.report.importance import ESTIMATED
 from pipeline.report.living import speak
 from pipeline.report.records import Records
@@ -71,7 +70,7 @@ def accuracy_against_latency(records: Records) -> Figure | None:
     for tokenizer, mine in points.groupby("tokenizer", sort=False):
         drawn = _dots(ax, mine, style[str(tokenizer)], f"{tokenizer}, sweep")
         speak(drawn, [f"{row.experiment}: {row.height:.1f} % at {row.cost:.3g} ms" for row in rows(mine)])
-    ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
+    show_legend(ax, FONT_SIZE - 1)
     return figure
 
 
@@ -87,7 +86,7 @@ def scaling_curves(records: Records) -> Figure | None:
         _dots(ax, dots, style[tokenizer], f"{tokenizer}, sweep")
         if tokenizer in fits:
             _draw_law(ax, fits[tokenizer], points, tokenizer, style[tokenizer][0])
-    ax.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="best")
+    show_legend(ax, FONT_SIZE - 1)
     return figure
 
 
@@ -105,17 +104,14 @@ def importances(keys: pd.DataFrame) -> Figure | None:
 
 def _costs(xlabel: str, records: Records) -> tuple[Figure, Axes]:
     figure, ax = draw_axes(xlabel, f"test {records.task.said} (%)")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_costs(ax)
     ax.margins(x=0.1, y=0.1)
     return figure, ax
 
 
 def _style(records: Records) -> dict[str, tuple[str, str]]:
     """The colours that the other figures of the suite have."""
-    return _styles([*comparison(records)["tokenizer"], *sweep(records)["tokenizer"]])
+    return styles([*comparison(records)["tokenizer"], *sweep(records)["tokenizer"]])
 
 
 def _dots(ax: Axes, points: pd.DataFrame, style: tuple[str, str], label: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.report.figures import learning_curves, save, write_figures
+from pipeline.report.figures import INSIDE, draw_axes, learning_curves, save, show_legend, styles, write_figures
 from pipeline.report.pictures import gallery_pair
 from pipeline.report.site import write_report
 
@@ -153,3 +153,20 @@ def keep_curve(lab: Any, place: int, steps: list[int]) -> None:
         if line["step"] not in steps:
             line["values"].pop("val_top1", None)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_legend_that_is_too_long_hides_no_point(extra: int) -> None:
+    figure, ax = draw_axes("x", "y")
+    before = figure.get_size_inches()[1]
+    for i in range(INSIDE + extra):
+        ax.plot([0, 1], [i, i], label=str(i))
+    show_legend(ax, 8)
+    figure.draw_without_rendering()
+    below = figure.legends[0].get_window_extent().y1 <= ax.get_tightbbox().y0 if figure.legends else False
+    assert (below, ax.get_legend() is None, figure.get_size_inches()[1] > before) == (bool(extra),) * 3
+
+
+def test_two_names_of_a_figure_never_look_alike() -> None:
+    names = [str(i) for i in range(20)]
+    assert len(set(styles(names).values())) == 20
