@@ -58,9 +58,9 @@ def budget_problems(suite: "Suite", trial: "Trial", where: str = "") -> list[str
         asked = {f"{key}[{i}]": budget for i, budget in enumerate(budgets or [])}
         problems += _twice(key, budgets or []) + _headless(key, budgets, trial)
         problems += _too_many(asked, trial) + _too_few(asked, trial, where)
-    if warmup := trial.train.token_warmup:
-        key, first = f"{where}train.token_warmup.token_budget", min(warmup.token_budget, trial.tokenizer.token_budget)
-        problems += _headless(key, [warmup.token_budget], trial) + _too_few({key: first}, trial, where)
+    if warmup := trial.token_warmup:
+        key = f"{where}train.token_warmup.token_budget"
+        problems += _headless(key, [warmup.token_budget], trial) + _too_few({key: warmup.token_budget}, trial, where)
     return problems + (_adaptive_problems(suite, trial, where) if suite.evaluate.adaptive else [])
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, UserError, problem, unknown_name
 from pipeline.mask_rules import TestMasksConfig, head_problems
 from pipeline.model_rules import INVARIANT_ONLY, SCORER_KEYS, ModelConfig, TokenizerConfig, fitting_problems
 from pipeline.placement import Placement, Tracking
-from pipeline.recipe import TrainConfig
+from pipeline.recipe import TokenWarmupConfig, TrainConfig
 from pipeline.schema import Budgets, Seeds, Strict
 from pipeline.search_rules import SweepConfig
 from pipeline.validation import validate
@@ -104,6 +104,12 @@ class Trial(Strict):
         """timm's name of the model."""
         return registry.model_name(self.tokenizer.name, self.model.backbone, self.model.variant, self.model.head)
 
+    @property
+    def token_warmup(self) -> TokenWarmupConfig | None:
+        """The first steps' tokens, where they are fewer than the model's own: else it is a training without."""
+        found = self.train.token_warmup
+        return found if found is not None and found.token_budget < self.tokenizer.token_budget else None
+
     def architecture(self) -> dict[str, Any]:
         """What cost and speed depend on: the model and the tokenizer, not the training."""
         unread = set() if self.tokenizer.name == "dart" else {*registry.unread_options(self.tokenizer.name), "mode"}
@@ -120,6 +126,7 @@ class Trial(Strict):
         learns = registry.learns_regions(self.tokenizer.name, self.tokenizer.scorer)
         unread = set() if learns else {"scorer_lr_scale"}
         unread |= {key for key in ADDED if getattr(self.train, key) is None}
+        unread |= {"token_warmup"} if self.token_warmup is None else set()
         train = self.train.model_dump(mode="json", exclude=unread)
         return {**self.architecture(), "train": train, "seed": self.seed, **pinned}
 

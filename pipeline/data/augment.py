@@ -106,7 +106,7 @@ def seeded(keys: list[int]) -> Iterator[None]:
     """The shared generators of `random`, numpy and torch (CPU) start from `keys`, and afterwards go on as before."""
     seeds = [int(word) for word in np.random.SeedSequence(keys).generate_state(3)]
     before = random.getstate(), get_bit_generator(), torch.default_generator.get_state()
-    set_bit_generator(_OURS)  # numpy's own is put aside: to copy its state takes longer than a small picture
+    set_bit_generator(_OURS)  # numpy's own is put aside whole: its state takes long to copy
     random.seed(seeds[0])
     np.random.seed(seeds[1])
     torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would touch the GPUs' too

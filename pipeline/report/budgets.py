@@ -3,7 +3,7 @@
 A pure function of the records, in their order; only complete runs are averaged, and `num_seeds` says how many.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -89,10 +89,6 @@ def _tokens(row: Any) -> str:
     return str(row.token_budget) if row.spent == ONE_BUDGET else f"{row.tokens:.1f}"
 
 
-def _began_with(warmup: Mapping[str, Any] | None, own: int) -> str:
-    return str(warmup["token_budget"]) if warmup and warmup["token_budget"] < own else ""
-
-
 def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
     """One for each budget and way that the run was asked at."""
     science, test = run.science, run.test or {}
@@ -103,7 +99,7 @@ def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
         "fingerprint": run.fingerprint,
         "tokenizer": science["tokenizer"]["name"],
         "trained_at": " ".join(map(str, science["train"].get("token_budgets") or [own])),
-        "began_with": _began_with(science["train"].get("token_warmup"), own),
+        "began_with": str(science["train"].get("token_warmup", {}).get("token_budget", "")),
     }
     for found in (*test.get("budgets", ()), *test.get("adaptive", ())):
         follows = "signal" in found

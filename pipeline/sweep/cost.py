@@ -85,10 +85,9 @@ def _speed_key(science: dict[str, Any]) -> str:
 
 def _macs(science: dict[str, Any]) -> float:
     """Of a training sample, on average: several budgets come equally often, after the steps with few tokens."""
-    own, warmup = science["tokenizer"]["token_budget"], science["train"].get("token_warmup")
-    budgets = science["train"].get("token_budgets") or [own]
+    budgets = science["train"].get("token_budgets") or [science["tokenizer"]["token_budget"]]
     usual = statistics.fmean(_macs_at(science["model"], budget) for budget in budgets)
-    if not warmup or warmup["token_budget"] >= own:
+    if not (warmup := science["train"].get("token_warmup")):
         return usual
     first = _macs_at(science["model"], warmup["token_budget"])
     return warmup["frac"] * first + (1 - warmup["frac"]) * usual

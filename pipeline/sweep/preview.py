@@ -64,7 +64,7 @@ def _row(run: Run, costs: Mapping[str, Cost], placement: Placement, worker_s: fl
 
 def budgets_of(trial: Trial) -> str:
     """`36`, or `16 to 49` where steps are of several budgets."""
-    own, warmup = trial.tokenizer.token_budget, trial.train.token_warmup
-    several = [*(trial.train.token_budgets or [own]), *([min(warmup.token_budget, own)] if warmup else [])]
+    usual, warmup = trial.train.token_budgets or [trial.tokenizer.token_budget], trial.token_warmup
+    several = [*usual, *([warmup.token_budget] if warmup else [])]
     low, high = min(several), max(several)
     return str(low) if low == high else f"{low} to {high}"

@@ -98,8 +98,10 @@ def missed(uri: str, suite: str, error: BaseException) -> str:
 
 def _send_leftovers(ledger: "Ledger", stage: str, run_dirs: Sequence[Path]) -> None:
     """Of runs that a killed stage has left running, and that are no longer planned: their last rows."""
-    planned = {folder.name for folder in run_dirs}
-    for fingerprint in {key.rpartition("/")[2] for key in ledger.running(stage)} - planned if run_dirs else ():
+    if not run_dirs:  # and so no folder that they could be in
+        return
+    running, planned = {key.rpartition("/")[2] for key in ledger.running(stage)}, {folder.name for folder in run_dirs}
+    for fingerprint in running - planned:
         run = RunFiles(ledger.suite, stage, fingerprint, run_dirs[0].parent / fingerprint)
         with suppress(UserError, OSError):  # damaged, or not to be read: what MLflow has of it stays
             run.poll()

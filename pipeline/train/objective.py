@@ -167,9 +167,8 @@ def build_objective(setup: Setup) -> Objective:
 
 def asked_at(setup: Setup, step: int) -> dict[str, int]:
     """What step `step` asks of the model beside its images: another token budget, where the recipe has several."""
-    budgets, warmup = setup.trial.train.token_budgets, setup.trial.train.token_warmup
-    own = setup.trial.tokenizer.token_budget
-    if warmup is not None and step < warmup.steps(setup.num_steps) and warmup.token_budget < own:
+    budgets, warmup = setup.trial.train.token_budgets, setup.trial.token_warmup
+    if warmup is not None and step < warmup.steps(setup.num_steps):
         return {"num_patches": warmup.token_budget}
     return {} if budgets is None else {"num_patches": step_budget(budgets, setup.trial.seed, step)}
 

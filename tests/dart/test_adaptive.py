@@ -147,6 +147,6 @@ def test_an_image_in_a_bucket_is_answered_as_it_is_alone() -> None:
         (lambda: forward_bucketed(torch.nn.Identity(), torch.ones(3, 1), torch.ones(2)), "budgets = .* 3 images"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(call, sentence: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_makes_no_sense_is_one_sentence(call, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -252,6 +252,6 @@ def test_what_cannot_be_reduced_is_refused() -> None:
     with pytest.raises(ValueError, match=r"embed_dim = 63: must be a multiple of 4, .*; try 64"):
         build("uniform_deit_tiny", {**DEIT, "embed_dim": 63, "num_heads": 3}, "dynamicvit")
     with pytest.raises(ValueError, match=r"reducer.keep = '0.5': must be above 0"):
-        build("uniform_vit_micro", SMALL, "tome", keep="0.5")  # type: ignore[arg-type]
+        build("uniform_vit_micro", SMALL, "tome", keep="0.5")
     with pytest.raises(ValueError, match="reducer = None: the model has none"):
         build("uniform_vit_micro", SMALL, None)(torch.rand(1, 1, 96, 96), auxiliary=True)

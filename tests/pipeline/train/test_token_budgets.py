@@ -144,6 +144,7 @@ def test_few_tokens_first_are_another_science_and_cheaper(trial: Trial) -> None:
     assert own.tokenizer.token_budget == 4
     assert "token_warmup" not in own.science()["train"]
     assert warmed(own, 2).science()["train"]["token_warmup"] == {"token_budget": 2, "frac": 0.3}
+    assert warmed(own, 4).science() == warmed(own, 9).science() == own.science()  # the same training, so the same run
     few, usual = (relative_cost(trained_at(trial, [budget]), 100) for budget in (2, 4))
     assert relative_cost(warmed(own, 2), 100) == pytest.approx(0.3 * few + 0.7 * usual)
     assert relative_cost(warmed(own, 9), 100) == relative_cost(own, 100)
