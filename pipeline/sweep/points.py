@@ -140,12 +140,6 @@ def train_points(
 
         steering = Steering(searcher=Asking(start, points.end), num_samples=limit)
         shortage = Shortage(min_workers(first, placement), placement, gpus)
-        tune_jobs(
-            jobs,
-            Room(slots // num_workers(first, placement), many, placement, gpus),
-            scratch,
-            progress,
-            shortage,
-            steering,
-        )
+        room = Room(slots // num_workers(first, placement), many, placement, gpus)
+        tune_jobs(jobs, room, scratch, progress, shortage, steering)
     raise_failures(list({run.fingerprint: run for run in started}.values()))

@@ -10,10 +10,15 @@ import pytest
 from pipeline.config import Suite, Trial, load_yaml
 from pipeline.model_rules import ReducerConfig
 from pipeline.provenance import CODE, ROOT, code_files, code_sha256, collect, fingerprint, hash_file, hash_json
+from pipeline.recipe import TokenWarmupConfig
 from pipeline.sweep.plan import plan_experiments
 
 DATA, SOURCE = "d" * 64, "c" * 64
 OTHER = {int: 77, float: 0.777, str: "other", type(None): 3, list: [0.1, 0.2]}
+SECTIONS = {  # keys whose own properties are read
+    "reducer": ReducerConfig(name="ats", keep=0.5),
+    "token_warmup": TokenWarmupConfig(token_budget=1, frac=0.5),
+}
 
 
 @pytest.fixture
@@ -28,8 +33,7 @@ def changes(trial: Trial) -> list[Trial]:
         config = getattr(trial, section)
         for key, value in config.model_dump().items():
             if (section, key) != ("tokenizer", "name"):  # which keys are read at all depends on it
-                another = ReducerConfig(name="ats", keep=0.5) if key == "reducer" else OTHER[type(value)]
-                other: Any = config.model_copy(update={key: another})
+                other: Any = config.model_copy(update={key: SECTIONS.get(key, OTHER[type(value)])})
                 changed.append(trial.model_copy(update={section: other}))
     return changed
 
