@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pipeline.dotted import flatten
 from pipeline.errors import UserError, problem, unknown_name
 from pipeline.report import formats
 from pipeline.report.notes import hardware
@@ -182,7 +183,7 @@ def _data(records: Records, runs: Sequence[Run]) -> list[str]:
 def _parameters(runs: Sequence[Run]) -> list[str]:
     """The science, key by key, without the seed; the fingerprint is its hash, with data and code."""
     lines = [f"model name: {runs[0].model_name}"]
-    return lines + [f"{key}: {value}" for key, value in _flat(runs[0].science).items() if key != "seed"]
+    return lines + [f"{key}: {value}" for key, value in flatten(runs[0].science).items() if key != "seed"]
 
 
 def _code(runs: Sequence[Run]) -> list[str]:
@@ -241,14 +242,6 @@ def _each(runs: Iterable[Run], fact: Callable[[Run], str]) -> list[str]:
     if len(groups) == 1:
         return list(groups)
     return [f"seed {', '.join(seeds)}: {text}" for text, seeds in groups.items()]
-
-
-def _flat(nested: Json, prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _known(record: Json, key: str) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.dotted import flatten
 from pipeline.report.records import Records, Run
 
 MIN_POINTS = 20
@@ -113,18 +114,7 @@ def total_effects(inputs: Array, results: Array) -> tuple[list[Array], float]:
 
 def _flat(run: Run) -> dict[str, Any]:
     """{"train.lr": 0.002} of what a sweep can change."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{prefix}.{key}", inner)
-        else:
-            flat[prefix] = value
-
-    for section in ("model", "tokenizer", "train"):
-        add(section, run.science[section])
-    return flat
+    return flatten({section: run.science[section] for section in ("model", "tokenizer", "train")})
 
 
 def _parts(values: Sequence[Any]) -> tuple[int, ...]:

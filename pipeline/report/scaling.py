@@ -15,10 +15,10 @@ from scipy.optimize import curve_fit
 from scipy.stats import t as student
 
 from pipeline.report.records import Records
+from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.tables import sweep
 
 MIN_COSTS = 5  # different ones: the law has three parameters, and two more points are to contradict it
-CONFIDENCE = 0.95
 STARTS = (0.25, 0.5, 1.0, 2.0)  # exponents that the fit begins with; the best end counts
 LARGEST_EXPONENT = 10.0
 WIDEST = 0.5  # half of an interval of the limit that still says something

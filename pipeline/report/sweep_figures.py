@@ -13,7 +13,8 @@ from pipeline.report.figures import FONT_SIZE, PALETTE, draw, draw_axes, log_cos
 from pipeline.report.importance import ESTIMATED
 from pipeline.report.living import speak
 from pipeline.report.records import Records
-from pipeline.report.scaling import CONFIDENCE, Law, laws, series
+from pipeline.report.scaling import Law, laws, series
+from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.tables import comparison, rows, sweep
 
 NUM_ON_CURVE = 100

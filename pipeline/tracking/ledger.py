@@ -13,11 +13,12 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 
+from pipeline.dotted import flatten
 from pipeline.tracking.artifacts import Artifacts
 from pipeline.tracking.database import make_database
 from pipeline.tracking.points import Points
 from pipeline.tracking.refusals import RunRefused, of_one_run
-from pipeline.tracking.runs import RunFiles, flatten, provenance_tags
+from pipeline.tracking.runs import RunFiles, provenance_tags
 from pipeline.tracking.uri import brief, check_there, check_uri, page_root, refused, resolve_uri, sqlite_path
 
 KEY = "dart.key"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.dotted import flatten
 from pipeline.errors import UserError, problem
 from pipeline.journal import JOURNAL_NAME, read_tail
 from pipeline.measures import ALL_MEASURES
@@ -162,14 +163,6 @@ def score_metrics(scores: Mapping[str, Any]) -> dict[str, float]:
         way = "".join(f"_{asked[key]}" for key in ("signal", "held") if key in asked)
         known |= {f"{m.name}_at_{asked['token_budget']}{way}": asked.get(m.name) for m in ALL_MEASURES}
     return {f"test_{name}": float(value) for name, value in known.items() if value is not None}
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
 
 
 def provenance_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
