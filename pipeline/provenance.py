@@ -35,6 +35,8 @@ APART = (
     *("dart/adaptive.py", "dart/cost.py", "dart/deploy.py"),
     *("dart/draw/*.py", "dart/official.py", "dart/weights.py"),
 )
+# dvc.lock is written by every run; params.yaml says which suites are active, and where they run.
+NO_CODE = (":(exclude)dvc.lock", ":(exclude)params.yaml")
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")
 
 
@@ -65,8 +67,7 @@ def collect(params: Iterable[Path] = (), root: Path = ROOT) -> dict[str, Any]:
     lock = root / "requirements.lock"
     return {
         "commit": _git(root, "rev-parse", "HEAD") or None,
-        # dvc.lock is written by every run, and says nothing about the code.
-        "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")),
+        "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NO_CODE)),
         "params_sha256": hash_json([hash_file(path) for path in params]),
         "lock_sha256": hash_file(lock) if lock.is_file() else None,
         "code_sha256": code_sha256(root),

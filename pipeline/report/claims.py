@@ -99,9 +99,9 @@ class Claim(Strict):
     def _border_problems(self) -> list[str]:
         """A verdict must rest on what the claim says: on its sign, and on the seeds that it asks for."""
         lines = []
-        effect = max(self.difference_at_least or 0.0, -(self.difference_at_most or 0.0))
+        effect = abs(self.difference_at_least or self.difference_at_most or 0.0)
         if 0 < effect < (self.tolerance or 0.0):
-            rule = "more than the difference itself: figures of the other sign would confirm it"
+            rule = "more than the difference itself: figures that the claim excludes would confirm it"
             lines.append(problem("tolerance", self.tolerance, rule, f"at most {effect:g}"))
         if self.seeds > 1 and (self._says("ratio_at_least") or self._says("ratio_at_most")):
             lines.append(problem("seeds", self.seeds, "a ratio has no interval over seeds", "use 0 or 1"))

@@ -101,11 +101,16 @@ def test_the_record_is_complete_with_and_without_git(copy: Path) -> None:
     assert without["commit"] is None
     assert without["dirty"] is False
     git = ["git", "-C", str(copy), "-c", "user.name=n", "-c", "user.email=e@e"]
+    for name in ("params.yaml", "dvc.lock"):
+        (copy / name).write_text("one\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
     clean = collect([params], root=copy)
     assert len(clean["commit"]) == 40
     assert clean["dirty"] is False
+    for name in ("params.yaml", "dvc.lock"):  # which suites are active, and what every run writes
+        (copy / name).write_text("another\n")
+    assert collect([params], root=copy)["dirty"] is False
     params.write_text("lr: 2\n")
     dirty = collect([params], root=copy)
     assert dirty["dirty"] is True

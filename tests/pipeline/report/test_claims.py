@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,8 @@ claims:
      difference_at_least: 0.002, tolerance: 0.003}
   - {id: h, statement: s, source: p, kind: comparison, than: y, experiment: x, measure: top1, seeds: 3,
      ratio_at_least: 1.05}
+  - {id: i, statement: s, source: p, kind: comparison, than: y, experiment: x, measure: top1, seeds: 1,
+     difference_at_least: -0.002, tolerance: 0.003}
 """
 
 
@@ -196,6 +199,7 @@ def test_all_that_is_wrong_with_a_claims_file_is_said_at_once(tmp_path: Path) ->
         *("claims[0].source", "claims[1].source", "claims[1].valu"),
         *("claims[2].tolerance", "claims[2].than", "claims[3].ratio_at_most"),
         *("claims[4].kind", "claims[4].tolerance", "claims[5].value", "claims[6].tolerance", "claims[7].seeds"),
+        "claims[8].tolerance",
     ]
     assert "claims[6].tolerance = 0.003: more than the difference itself" in str(error.value)
     assert "claims[7].seeds = 3: a ratio has no interval over seeds; use 0 or 1" in str(error.value)
@@ -257,6 +261,21 @@ def test_the_papers_own_figures_confirm_its_claims_and_a_lower_one_refutes() -> 
         f.claim.id for f in judge_all(claims, collect("paper", columns, rows, percent=True)) if f.verdict == REFUTED
     ]
     assert refuted == ["dart-deit-ti-196-top1", "dart-deit-ti-196-over-deit-ti-196"]
+
+
+def test_a_published_figure_is_confirmed_by_whatever_is_printed_as_it() -> None:
+    printed = re.compile(r"([\d.]+) (GFLOPs|M parameters|% top-1)")
+    units = {"GFLOPs": 1.0, "M parameters": 1e6, "% top-1": 0.01}
+    judged = 0
+    for claim in load_claims(ROOT / "suites/imagenet1k/claims.yaml"):
+        found = printed.findall(claim.statement)
+        if claim.kind == "value" and found:
+            digits, unit = found[-1]
+            half = 0.5 * 10 ** -len(digits.partition(".")[2]) * units[unit]
+            assert claim.value == pytest.approx(float(digits) * units[unit]), claim.id
+            assert claim.tolerance >= half * (1 - 1e-9), claim.id
+            judged += 1
+    assert judged > 100
 
 
 def test_no_claim_that_one_is_above_another_is_confirmed_where_it_is_below() -> None:

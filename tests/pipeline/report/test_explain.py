@@ -58,7 +58,8 @@ def test_a_mean_names_its_runs_seeds_values_and_commits(lab: Any) -> None:
     assert "source: scikit-learn, UCI digits; licence: CC BY 4.0" in text
     assert "tokenizer.token_budget: 36" in text
     assert "git checkout 0123456789" in text
-    assert "dvc repro train@digits evaluate@digits benchmark@digits report" in text
+    assert "dvc repro train@digits   # DART_FRESH=1" in text
+    assert "dvc repro evaluate@digits benchmark@digits report" in text
     assert f"batch size: {NOT_RECORDED}" in text
 
 
@@ -141,8 +142,9 @@ def test_the_page_and_explain_give_the_same_commands(lab: Any) -> None:
         "git checkout 0123456789   # seed 0",
         "git checkout 0123456789   # seed 1; the working tree had changes that no commit has",
         "# the commit is not recorded   # seed 2",
-        "dvc repro train@digits evaluate@digits benchmark@digits report",
-        "DART_FRESH=1 dvc repro -f train@digits   # trains again what is done already",
+        "# params.yaml, where the suite is not active: suites: [digits]",
+        "dvc repro train@digits   # DART_FRESH=1 dvc repro -f ... trains what is done already again",
+        "dvc repro evaluate@digits benchmark@digits report",
     ]
 
 
