@@ -17,7 +17,7 @@ def main() -> None:
 
     from pipeline.budgets import evaluate_budgets, record_budgets, write_answers
     from pipeline.config import SUITES_DIR, load_params, load_suite
-    from pipeline.data.clips import Views
+    from pipeline.data.clips import Views, clip_sampling, short_clips
     from pipeline.data.drops import find_drops
     from pipeline.errors import UserError
     from pipeline.evaluate import evaluate_runs, settings_record, task_of, write_evaluation
@@ -34,7 +34,8 @@ def main() -> None:
     if not entries:
         raise UserError(f"{results}: no recorded runs; run: dvc repro train@{name}")
     drops = find_drops(shards, suite.max_bad_frac, [SPLIT, "val"] if suite.evaluate.adaptive else [SPLIT])
-    for note in drops.notes:
+    ways = dict.fromkeys(filter(None, (clip_sampling(entry["science"]) for entry in entries)))
+    for note in (*drops.notes, *filter(None, (short_clips(shards, SPLIT, way) for way in ways))):
         print(f"warning: {note}")
 
     with tqdm(total=len(entries), desc=f"evaluate {name}", unit="part", disable=None) as bar:

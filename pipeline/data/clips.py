@@ -2,19 +2,21 @@
 
 Sparse: the clip is cut into as many equal segments as the model reads frames, one frame of each (Wang et al. 2016,
 arXiv 1608.00859). Dense: consecutive frames, `frame_stride` apart. A clip with fewer frames than are asked for is not
-refused: its frames are repeated evenly.
+refused: its frames are repeated evenly, and stages say how many there are of such.
 
 What is random depends on (seed, epoch, index, repeat) alone, as in `pipeline.data.transforms`; tests draw nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.data.index import load_manifest, load_split_index
 from pipeline.data.transforms import GREY, Transform, normalise
 from pipeline.recipe import AugmentConfig
 
@@ -47,6 +49,25 @@ def clip_sampling(science: Mapping[str, Any]) -> ClipSampling | None:
     """From what `Trial.science` returns, or the record of it; None where the model reads images."""
     num_frames = science["model"].get("num_frames")
     return None if num_frames is None else ClipSampling(num_frames, **science["train"]["clips"])
+
+
+def short_clips(directory: Path, split: str, clip: ClipSampling) -> str | None:
+    """How many clips of a split have fewer frames than `clip` reads, and which has the fewest; None where none has.
+
+    Raises:
+        ShardError: as `load_split_index`.
+    """
+    asked, fewest = _span(clip) if clip.sampling == "dense" else clip.num_frames, load_manifest(directory).num_frames
+    if fewest is None or fewest[0] >= asked:
+        return None
+    index = load_split_index(directory, split)
+    assert index.num_frames is not None
+    few = int((index.num_frames < asked).sum())
+    if few == 0:
+        return None
+    key, least = index.keys[int(index.num_frames.argmin())], int(index.num_frames.min())
+    what = "spread over what there is" if clip.sampling == "dense" else "repeated"
+    return f"{split}: {few} of {len(index.keys)} clips have fewer than {asked} frames, {key} {least}: they are {what}"
 
 
 def random_frames(available: int, clip: ClipSampling, rng: np.random.Generator) -> np.ndarray:

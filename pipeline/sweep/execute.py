@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import provenance
 from pipeline.config import Params, Suite, Trial
+from pipeline.data.clips import clip_sampling, short_clips
 from pipeline.data.drops import Drops, find_drops
 from pipeline.data.index import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.options import Planned
@@ -118,11 +119,19 @@ def execute(stage: str, suite: Suite, trials: Sequence[Trial], params: Params, p
         unique = list({run.fingerprint: run for run in runs}.values())
         pending = [run for run in unique if wants_fresh() or run.done() is None]
         print(f"{stage} {suite.name}: {len(runs)} trials, {len(pending)} trainings to do", flush=True)
+        say_short_clips([run.trial for run in pending], paths.shards)
         check_pending(suite, pending, manifest, paths)
         for run in unique:
             run.prepare(wants_fresh())
         train(stage, suite, unique, manifest, params, paths)
         publish(stage, suite, runs, paths.results, drops)
+
+
+def say_short_clips(trials: Sequence[Trial], shards: Path) -> None:
+    """A line on each split that has clips with fewer frames than are read."""
+    ways = dict.fromkeys(filter(None, (clip_sampling(trial.science()) for trial in trials)))
+    for note in filter(None, (short_clips(shards, split, way) for way in ways for split in TRAINED_ON)):
+        print(f"warning: {note}", flush=True)
 
 
 def wants_fresh() -> bool:

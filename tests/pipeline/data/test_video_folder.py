@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from pipeline.data import video_folder
 from pipeline.data.catalog import DATASETS, SPLITS
 from pipeline.data.checking import CHECKED
-from pipeline.data.clips import ClipSampling, Views
+from pipeline.data.clips import ClipSampling, Views, short_clips
 from pipeline.data.fetch import fetch_dataset
-from pipeline.data.index import Dropped, load_manifest
+from pipeline.data.index import Dropped, load_manifest, load_split_index
 from pipeline.data.listed import count_reasons
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.options import Kinetics400Options, Ssv2Options
@@ -116,6 +116,17 @@ def test_a_clip_of_fewer_frames_than_asked_is_read_with_its_frames_repeated(fold
     assert clips.shape == (1, 3, 40, 32, 32)
     changes = (clips[0, :, 1:] != clips[0, :, :-1]).flatten(2).any(2).any(0).sum()
     assert changes + 1 == 9 + 8  # the frames of the first test clip
+
+
+def test_clips_of_fewer_frames_than_asked_are_counted_and_the_shortest_named(folders, tmp_path):
+    """Those of the test split have 17, 18, 19 and 20 frames, others down to 9."""
+    shard(kinetics(folders), tmp_path)
+    directory = tmp_path / "shards"
+    assert short_clips(directory, "test", ClipSampling(17, "sparse", None)) is None
+    key = load_split_index(directory, "test").keys[0]
+    said = f"test: 2 of 4 clips have fewer than 19 frames, {key} 17: they are "
+    assert short_clips(directory, "test", ClipSampling(19, "sparse", None)) == said + "repeated"
+    assert short_clips(directory, "test", ClipSampling(10, "dense", 2)) == said + "spread over what there is"
 
 
 def test_annotations_name_the_clips_wherever_they_lie(tmp_path, clip_bytes):
