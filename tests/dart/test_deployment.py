@@ -96,7 +96,7 @@ def assert_same_learning(compiled, model: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kwargs"), [*CASES[:2], SCAN])  # the export below has them all
+@pytest.mark.parametrize(("name", "kwargs"), [CASES[0], RESIZED, SCAN])  # the export below has them all
 def test_compiled_in_one_graph_for_all_batch_sizes(name, kwargs):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -133,7 +133,7 @@ def test_exported_for_all_batch_sizes(name, kwargs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kwargs"), [*CASES[1:3], SCAN])
+@pytest.mark.parametrize(("name", "kwargs"), [*CASES[1:3], RESIZED, SCAN])
 def test_onnx_for_all_batch_sizes(name, kwargs, tmp_path):
     """In onnxruntime, whose look-up knows float64: area sampling is as exact there as here."""
     onnxruntime = pytest.importorskip("onnxruntime")
