@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from draw_clip_figure import draw_clip
+from draw_warp_figure import draw_warp
 from matplotlib.cbook import get_sample_data
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -57,6 +58,7 @@ def main() -> None:
     save(draw_samplings(), options.folder / "method-sampling.png")
     save(draw_batch_mates(images[0]), options.folder / "method-batch-mates.png")
     save(draw_clip(*images[:2]), options.folder / "method-clip.png")
+    save(draw_warp(images[1], density_of(images[1])), options.folder / "method-warp.png")
     text = options.page.read_text(encoding="utf-8")
     before, after = text.split(START)[0], text.split(END)[1]
     options.page.write_text(f"{before}{START}\n\n{measure(images)}\n\n{END}{after}", encoding="utf-8")
