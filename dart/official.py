@@ -37,7 +37,8 @@ VARIANTS = {
 }
 # Entries that show a model's width, and the axis that does.
 WIDTHS = {"cls_token": 2, "pos_embed": 2, "patch_embed.proj.weight": 0, "patch_embed.proj.bias": 0, "head.weight": 1}
-OVERLAPPING_SIDE = 27  # (224 - 16) / 8 + 1
+OVERLAPPING_STRIDE = 8  # pixels from one patch of 16 px to the next, in the published Vim of long sequences
+OVERLAPPING_SIDE = (224 - 16) // OVERLAPPING_STRIDE + 1
 UNSUPPORTED = {
     r"pre_image\.": "an RMT checkpoint: what is published does not fix its forward pass; see docs/method.md, section 8",
     r"score_backbone\.": "a video embedder without its model; there is nothing to convert it to",
@@ -231,16 +232,9 @@ def _recognise_scorer(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _plain_size(kind: str, side: int) -> dict[str, Any]:
-    """What the side of the position table says of a model without DART, whose patches are 16 px.
-
-    Raises:
-        ValueError: a Vim of 27 x 27 places, which are patches of 224 px every 8 px, not of 432 px every 16 px.
-    """
-    if kind == "vim" and side == OVERLAPPING_SIDE:
-        raise ValueError(
-            "checkpoint pos_embed has 27 x 27 places: a Vim of overlapping patches (16 px every 8 px); "
-            "there is no such model here"
-        )
+    """What the side of the position table says of a model without DART, whose patches are 16 px."""
+    if kind == "vim" and side == OVERLAPPING_SIDE:  # Vim-Ti+ and Vim-S+, not patches of 432 px every 16 px
+        return {"patch_stride": OVERLAPPING_STRIDE}
     size: dict[str, Any] = {} if side == 14 and kind != "deit" else {"img_size": 16 * side}
     if kind == "deit":
         size |= {"token_budget": side**2} | ({} if side == 14 else {"table_size": side})

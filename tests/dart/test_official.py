@@ -77,14 +77,13 @@ def test_plain_vim_is_told_from_its_names():
     assert convert(timm.create_model("vim_small").state_dict())[:2] == ("vim_small", {})
 
 
-def test_a_vim_of_overlapping_patches_is_refused():
+def test_a_vim_of_overlapping_patches_is_told_from_its_table():
     """Its 27 x 27 patches are those of 224 px every 8 px: of 432 px every 16 px it would be another model."""
     with torch.device("meta"):
-        state = timm.create_model("vim_tiny", depth=1).state_dict()
-    state["pos_embed"] = torch.zeros(1, 27 * 27 + 1, 192)
-    sentence = r"checkpoint pos_embed has 27 x 27 places: a Vim of overlapping patches"
-    with pytest.raises(ValueError, match=sentence):
-        convert(state)
+        long = timm.create_model("vim_tiny", patch_stride=8)
+    name, kwargs, state = convert(long.state_dict())
+    assert (name, kwargs) == ("vim_tiny", {"patch_stride": 8})
+    assert state["pos_embed"].shape == (1, 27 * 27 + 1, 192)
 
 
 def test_plain_videomamba_of_clips_is_told_from_its_times(tmp_path):

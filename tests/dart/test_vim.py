@@ -6,6 +6,7 @@
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 from dart.models.mamba import BidirectionalMixer
 
@@ -47,6 +48,28 @@ def test_the_class_token_is_in_the_middle(images):
     assert tokens.shape == (2, 197, 32)
     assert (tokens[:, 98] == 7).all()
     torch.testing.assert_close(model.split_class(tokens)[1], model.patch_embed(images))
+
+
+def test_every_other_overlapping_patch_is_one_of_the_grid(images):
+    torch.manual_seed(0)
+    long, plain = build(patch_stride=8), build()
+    long.patch_embed.load_state_dict(plain.patch_embed.state_dict())
+    patches = long.patch_embed(images).unflatten(1, (27, 27))
+    torch.testing.assert_close(patches[:, ::2, ::2].flatten(1, 2), plain.patch_embed(images))
+    between = plain.patch_embed(F.pad(images[..., 8:, 8:], (0, 8, 0, 8))).unflatten(1, (14, 14))
+    torch.testing.assert_close(patches[:, 1::2, 1::2], between[:, :13, :13])
+
+
+def test_a_model_of_overlapping_patches_keeps_timms_contract(images):
+    model = build(patch_stride=8)
+    assert model.feature_info[0]["reduction"] == 8
+    assert model.forward_intermediates(images, indices=[1], intermediates_only=True)[0].shape == (2, 32, 27, 27)
+    model.set_input_size(256)
+    assert model.pos_embed.shape == (1, 31 * 31 + 1, 32)
+    assert model(F.pad(images, (0, 32, 0, 32))).shape == (2, 10)
+    for stride in (0, 17, 8.0):
+        with pytest.raises(ValueError, match="must be from 1 to patch_size"):
+            build(patch_stride=stride)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])
