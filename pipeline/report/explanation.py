@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline.dotted import flatten
 from pipeline.errors import UserError, problem, unknown_name
+from pipeline.measures import Task
 from pipeline.report import formats
 from pipeline.report.notes import hardware
 from pipeline.report.origin import commands, machine
@@ -58,7 +59,7 @@ def explain(records: Records, experiment: str, column: str) -> Explanation:
     lines, recomputed = arithmetic(records, runs, column)
     sections = {
         "How it comes about": lines,
-        "Runs": [_run_line(run, column) for run in runs],
+        "Runs": [_run_line(run, records.task, column) for run in runs],
         "Data": _data(records, runs),
         "Parameters": _parameters(runs),
         "Code": _code(runs),
@@ -101,7 +102,7 @@ def _cell(table: pd.DataFrame, experiment: str, column: str) -> str:
 
 def arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list[str], float | None]:
     """What gives the cell back, and what it gives."""
-    name, values = _measured(runs, column)
+    name, values = _measured(runs, records.task, column)
     if name:
         return _over_seeds(column.removeprefix(name), values)
     cost = records.cost(runs[0])
@@ -123,9 +124,12 @@ def arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list
     return ["as recorded: what the runs share, or the different values of all of them in turn"], None
 
 
-def _measured(runs: Sequence[Run], column: str) -> tuple[str, list[float]]:
-    """The measure that a column is about, and its values over the complete runs; no name: it is about none."""
-    for name in sorted({key for run in runs for key in _values(run)}, key=len, reverse=True):
+def _measured(runs: Sequence[Run], task: Task, column: str) -> tuple[str, list[float]]:
+    """The measure that a column is about, and its values over the complete runs; no name: it is about none.
+
+    The task knows the measures: a run that ended early knows none of them.
+    """
+    for name in (*(measure.name for measure in task.measures), task.val):
         if column.removeprefix(name) in ("_mean", "_std", "_ci_low", "_ci_high") and column.startswith(name):
             found = [_values(run).get(name) for run in runs if not run.problem]
             return name, [math.nan if value is None else float(value) for value in found]
@@ -160,8 +164,8 @@ def _over_seeds(kind: str, values: Sequence[float]) -> tuple[list[str], float | 
     return [average, deviation, reach, f"{mean:.6g} {sign} {half:.6g} = {end:.6g}"], end
 
 
-def _run_line(run: Run, column: str) -> str:
-    name, values = _measured([run], column)
+def _run_line(run: Run, task: Task, column: str) -> str:
+    name, values = _measured([run], task, column)
     value = f", {name} {values[0]:.6g}" if values else ""
     wall = "" if run.wall_s is None else f", {run.wall_s:.0f} s"
     return (
