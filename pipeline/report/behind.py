@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,12 @@ def page_table(table: pd.DataFrame, records: Records, runs: Iterable[Run], links
             for row, texts in zip(rows(table), rows(readable), strict=True)
         ],
     }
+
+
+def addresses(records: Records) -> dict[str, str]:
+    """{name: where its row is on the page}; where a point of the sweep has an experiment's name, the experiment."""
+    rows_of = {"sweep": records.trials, "train": records.runs}
+    return {run.name: f"{records.suite}/{stage}/{quote(run.name)}" for stage, of in rows_of.items() for run in of}
 
 
 def mean_of(runs: Sequence[Run], measure: Measure, row: Any) -> Json:

@@ -4,13 +4,14 @@ A pure function of the records, in their order; only complete runs are averaged,
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import pandas as pd
 
 from pipeline.measures import Task
-from pipeline.report.records import Records, Run
+from pipeline.report.records import Records, Run, by_name
 from pipeline.report.tables import known_mean, known_std
 
 ONE_BUDGET = "the same for all"  # what `spent` says where budgets do not follow images
@@ -57,6 +58,17 @@ def budget_table(records: Records) -> pd.DataFrame:
     return table.assign(tokens=table["tokens"].round(2))[columns(task)]
 
 
+def asked_runs(records: Records) -> dict[str, list[Run]]:
+    """{EXPERIMENT/at/BUDGET, /SIGNAL/HELD behind it where budgets follow the image: the runs of a row of the table}.
+
+    The runs are all of the experiment, in the order of the table's rows. Their `test` is what they answered at this
+    budget, None where they were not asked.
+    """
+    groups = by_name(records.runs)
+    places = dict.fromkeys(place for run in records.runs if not run.problem for place in _found(run))
+    return {place: [_asked(run, place) for run in groups[place.rpartition("/at/")[0]]] for place in places}
+
+
 def trained_for(row: Any) -> bool:
     """Whether a row's model was trained at the budget of the row."""
     return str(row.token_budget) in row.trained_at.split()
@@ -91,7 +103,7 @@ def _tokens(row: Any) -> str:
 
 def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
     """One for each budget and way that the run was asked at."""
-    science, test = run.science, run.test or {}
+    science = run.science
     own = science["tokenizer"]["token_budget"]
     common = {
         "experiment": run.name,
@@ -101,7 +113,7 @@ def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
         "trained_at": " ".join(map(str, science["train"].get("token_budgets") or [own])),
         "began_with": str(science["train"].get("token_warmup", {}).get("token_budget", "")),
     }
-    for found in (*test.get("budgets", ()), *test.get("adaptive", ())):
+    for found in _found(run).values():
         follows = "signal" in found
         yield {
             **common,
@@ -111,3 +123,16 @@ def _lines(run: Run, task: Task) -> Iterator[dict[str, Any]]:
             "gflops": found["macs"] / 1e9,
             **{measure.name: found.get(measure.name) for measure in task.measures},
         }
+
+
+def _found(run: Run) -> dict[str, dict[str, Any]]:
+    """{place: what was found there} of a run, in the order of the record."""
+    test, start = run.test or {}, f"{run.name}/at/"
+    same = {f"{start}{found['token_budget']}": found for found in test.get("budgets", ())}
+    follow = {f"{start}{of['token_budget']}/{of['signal']}/{of['held']}": of for of in test.get("adaptive", ())}
+    return same | follow
+
+
+def _asked(run: Run, place: str) -> Run:
+    found, num_samples = _found(run).get(place), (run.test or {}).get("num_samples", "not recorded")
+    return replace(run, test=found and {"num_samples": num_samples, **found})

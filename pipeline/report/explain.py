@@ -14,7 +14,7 @@ RESULTS, DATA = Path("results"), Path("data")
 
 
 class Cell(NamedTuple):
-    """A place in report/SUITE/table.csv or sweep.csv."""
+    """A place in report/SUITE/table.csv, sweep.csv or budgets.csv."""
 
     suite: str
     experiment: str
@@ -25,7 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.report.explain", description=__doc__)
     where = (
         "SUITE/EXPERIMENT/COLUMN of table.csv or sweep.csv, as digits/dart-36/top1_mean; of a point of the sweep that "
-        "has an experiment's name SUITE/sweep/POINT/COLUMN"
+        "has an experiment's name SUITE/sweep/POINT/COLUMN; of budgets.csv SUITE/EXPERIMENT/at/BUDGET/COLUMN, with "
+        "SIGNAL/HELD behind BUDGET where budgets follow the image, as dart-any/at/40/spread/dataset"
     )
     parser.add_argument("cell", metavar="CELL", help=where)
     parser.add_argument("--mlflow", action="store_true", help="ask MLflow for its ids of the runs too (some seconds)")
@@ -69,11 +70,11 @@ def check_suite(suite: str) -> None:
 def mlflow_lines(records: "Records", experiment: str) -> list[str]:
     """What the ledger calls the runs of an experiment, or why it cannot be said."""
     from pipeline.config import load_params
-    from pipeline.report.explanation import find_runs
+    from pipeline.report.row import find_row
     from pipeline.tracking.uri import check_there, resolve_uri
 
     uri = resolve_uri(load_params().tracking.uri)
-    keys = {run.seed: f"{run.suite}/{run.stage}/{run.fingerprint}" for run in find_runs(records, experiment)}
+    keys = {run.seed: f"{run.suite}/{run.stage}/{run.fingerprint}" for run in find_row(records, experiment).runs}
     try:
         check_there(uri)  # before the seconds that mlflow takes to load
         from pipeline.tracking.ledger import find_run_ids

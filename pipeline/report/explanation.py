@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pipeline.dotted import flatten
-from pipeline.errors import UserError, problem, unknown_name
+from pipeline.errors import UserError, unknown_name
+from pipeline.measures import Task
 from pipeline.report import formats
 from pipeline.report.notes import hardware
 from pipeline.report.origin import commands, machine
-from pipeline.report.records import Records, Run, by_name
+from pipeline.report.records import Records, Run
+from pipeline.report.row import find_row
 from pipeline.report.statistics import CONFIDENCE, half_width
-from pipeline.report.tables import COMPLETE, comparison, sweep
+from pipeline.report.tables import COMPLETE
 
 Json = Mapping[str, Any]
 NOT_RECORDED = "not recorded"
@@ -46,62 +48,50 @@ class Explanation(NamedTuple):
 
 
 def explain(records: Records, experiment: str, column: str) -> Explanation:
-    """Explain a cell of table.csv, or of sweep.csv.
+    """Explain a cell of table.csv, of sweep.csv, or of budgets.csv.
 
     Raises:
-        UserError: there is no such experiment or point of the sweep, or no such column.
+        UserError: there is no such row (see `find_row`), or no such column.
     """
-    runs = find_runs(records, experiment)
-    table = comparison(records) if runs[0] in records.runs else sweep(records)
-    if column not in table:
-        raise UserError(unknown_name(f"{records.suite}/{experiment}: column", column, map(str, table)))
-    lines, recomputed = arithmetic(records, runs, column)
+    row = find_row(records, experiment)
+    runs, cell = row.runs, f"{records.suite}/{experiment}/{column}"
+    if column not in row.table:
+        raise UserError(unknown_name(f"{records.suite}/{experiment}: column", column, map(str, row.table)))
+    lines, recomputed = (arithmetic_asked if row.asked else arithmetic)(records, runs, column)
     sections = {
         "How it comes about": lines,
-        "Runs": [_run_line(run, column) for run in runs],
+        "Runs": [_run_line(run, records.task, column) for run in runs],
         "Data": _data(records, runs),
         "Parameters": _parameters(runs),
         "Code": _code(runs),
         "Test": _evaluation(records, runs),
-        "Cost and speed": _cost(records, runs),
+        "Cost and speed": _each(runs, _cost_asked) if row.asked else _cost(records, runs),
         "Left out": _drops(records, runs),
         "To make it again": commands(runs),
     }
-    cell = f"{records.suite}/{experiment}/{column}"
-    return Explanation(cell, _cell(table, runs[0].name, column), recomputed, sections)
+    return Explanation(cell, _cell(row.table, column), recomputed, sections)
 
 
-def find_runs(records: Records, experiment: str) -> list[Run]:
-    """The runs of an experiment, or of a point of the sweep.
-
-    Args:
-        experiment: Its name; with `train/` or `sweep/` before it, as on the page, where both have it.
-
-    Raises:
-        UserError: there is none of this name, or there are two.
-    """
-    runs, points = by_name(records.runs), by_name(records.trials)
-    placed = {f"train/{name}": of for name, of in runs.items()} | {f"sweep/{name}": of for name, of in points.items()}
-    where = f"{records.suite}: experiment"
-    if experiment in runs and experiment in points:
-        remedy = f"say train/{experiment} or sweep/{experiment}"
-        raise UserError(problem(where, experiment, "is an experiment and a point of the sweep", remedy))
-    groups = placed | points | runs
-    if experiment not in groups:
-        raise UserError(unknown_name(where, experiment, points | runs))
-    return groups[experiment]
-
-
-def _cell(table: pd.DataFrame, experiment: str, column: str) -> str:
+def _cell(row: pd.DataFrame, column: str) -> str:
     """As it stands in the CSV, where an unknown is empty."""
-    row = table[table["experiment"] == experiment][[column]]
-    text = next(csv.DictReader(io.StringIO(formats.to_csv(row) or "")), {column: ""})[column]
+    text = next(csv.DictReader(io.StringIO(formats.to_csv(row[[column]]) or "")), {column: ""})[column]
     return text or "unknown"
+
+
+def arithmetic_asked(records: Records, runs: Sequence[Run], column: str) -> tuple[list[str], float | None]:
+    """As `arithmetic`, of a cell of budgets.csv: tokens and cost too are means over what the runs were asked."""
+    found = [run.test for run in runs if not run.problem and run.test]
+    if column == "gflops":
+        return _over_seeds("_mean", [of["macs"] / 1e9 for of in found])
+    if column == "tokens":
+        lines, mean = _over_seeds("_mean", [float(of.get("mean_tokens") or of["token_budget"]) for of in found])
+        return lines, mean and round(mean, 2)
+    return arithmetic(records, runs, column)
 
 
 def arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list[str], float | None]:
     """What gives the cell back, and what it gives."""
-    name, values = _measured(runs, column)
+    name, values = _measured(runs, records.task, column)
     if name:
         return _over_seeds(column.removeprefix(name), values)
     cost = records.cost(runs[0])
@@ -123,9 +113,12 @@ def arithmetic(records: Records, runs: Sequence[Run], column: str) -> tuple[list
     return ["as recorded: what the runs share, or the different values of all of them in turn"], None
 
 
-def _measured(runs: Sequence[Run], column: str) -> tuple[str, list[float]]:
-    """The measure that a column is about, and its values over the complete runs; no name: it is about none."""
-    for name in sorted({key for run in runs for key in _values(run)}, key=len, reverse=True):
+def _measured(runs: Sequence[Run], task: Task, column: str) -> tuple[str, list[float]]:
+    """The measure that a column is about, and its values over the complete runs; no name: it is about none.
+
+    The task knows the measures: a run that ended early knows none of them.
+    """
+    for name in (*(measure.name for measure in task.measures), task.val):
         if column.removeprefix(name) in ("_mean", "_std", "_ci_low", "_ci_high") and column.startswith(name):
             found = [_values(run).get(name) for run in runs if not run.problem]
             return name, [math.nan if value is None else float(value) for value in found]
@@ -160,8 +153,8 @@ def _over_seeds(kind: str, values: Sequence[float]) -> tuple[list[str], float | 
     return [average, deviation, reach, f"{mean:.6g} {sign} {half:.6g} = {end:.6g}"], end
 
 
-def _run_line(run: Run, column: str) -> str:
-    name, values = _measured([run], column)
+def _run_line(run: Run, task: Task, column: str) -> str:
+    name, values = _measured([run], task, column)
     value = f", {name} {values[0]:.6g}" if values else ""
     wall = "" if run.wall_s is None else f", {run.wall_s:.0f} s"
     return (
@@ -224,6 +217,11 @@ def _cost(records: Records, runs: Sequence[Run]) -> list[str]:
         f"{cost.params} parameters, {cost.macs} multiply-accumulates, counted by {counter.get('name', NOT_RECORDED)}",
         f"{records.unit}s/s: batch {bench.get('batch_size')}, {bench.get('rounds')} rounds, on {hardware(dict(bench))}",
     ]
+
+
+def _cost_asked(run: Run) -> str:
+    """At this budget: the look that tells what an image needs is part of it."""
+    return f"{run.test['macs']} multiply-accumulates of one sample at this budget" if run.test else NOT_RECORDED
 
 
 def _drops(records: Records, runs: Sequence[Run]) -> list[str]:

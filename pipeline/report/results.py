@@ -49,13 +49,13 @@ class Results:
         return self._summary(rows[0], measure) if rows else None
 
     def num_seeds(self, experiment: str) -> int:
-        """Complete runs of an experiment; a summary that does not say has one."""
+        """Complete runs of an experiment; a summary that does not say has one, or none where its status is bad."""
         rows = self.rows.get(experiment, ())
         if "seed" in self.columns:
             return sum(map(_is_good, rows))
         text = rows[0].get("num_seeds") if rows else None
         if text is None or text == "":
-            return len(rows)
+            return sum(map(_is_good, rows))
         number = self._number(rows[0], "num_seeds")
         if number is None or number < 0 or number != int(number):
             raise UserError(problem(self._where(rows[0], "num_seeds"), text, "not a number of runs", "use 0, 1, 2 ..."))
@@ -69,12 +69,15 @@ class Results:
         )
 
     def _summary(self, row: Row, measure: str) -> Seeds | None:
-        """Of a row of an experiment; what has no seeds has no deviation."""
+        """Of a row of an experiment; what has no seeds has no deviation, and no runs have no share."""
+        num = self.num_seeds(str(row["experiment"]))
+        if num == 0 and measure in SHARES:
+            return None
         mean = self._number(row, f"{measure}_mean")
         if mean is not None:
-            return Seeds(mean, self._number(row, f"{measure}_std"), self.num_seeds(str(row["experiment"])))
+            return Seeds(mean, self._number(row, f"{measure}_std"), num)
         plain = self._number(row, measure)
-        return None if plain is None else Seeds(plain, None, self.num_seeds(str(row["experiment"])))
+        return None if plain is None else Seeds(plain, None, num)
 
     def _number(self, row: Row, column: str) -> float | None:
         """A cell; None where it is empty, absent or not finite."""

@@ -19,7 +19,7 @@ from pipeline.files import write_bytes_atomic, write_json_atomic, write_text_ato
 from pipeline.measures import TASKS, Task
 from pipeline.report import claims_table, formats, paired
 from pipeline.report.agreement import agreements, sentence
-from pipeline.report.behind import page_table
+from pipeline.report.behind import addresses, page_table
 from pipeline.report.budget_figure import NAME as BUDGETS
 from pipeline.report.budget_figure import describe, draw_budgets
 from pipeline.report.budgets import budget_table
@@ -189,7 +189,7 @@ def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links
     """What the template needs of one suite, as plain values."""
     sizes = {split: content["num_samples"] for split, content in records.manifest["splits"].items()}
     judgements, tests = claims_table.judge_records(records), paired.paired(records)
-    asked = formats.readable_budgets(records)
+    asked, places = formats.readable_budgets(records), addresses(records)
     return {
         "suite": records.suite,
         "dataset": records.manifest["dataset"],
@@ -198,11 +198,15 @@ def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links
         "caption": CAPTION.format(records.task.first.title.removesuffix(" (%)")),
         "files": [*FILES, *(CLAIM_FILES if judgements else ()), *(["budgets.csv"] if len(asked) else ()), "figures/"],
         "claims": claims_table.shown(judgements),
+        "claimed_rows": [
+            [(name, places[name]) for name in (of.claim.experiment, of.claim.than) if name in places]
+            for of in judgements
+        ],
         "tally": claims_table.tally(judgements),
         "how_judged": claims_table.how_judged(judgements),
-        "paired": _plain(pd.DataFrame(paired.shown(tests), columns=paired.TITLES)),
+        "paired": _plain(pd.DataFrame(paired.shown(tests), columns=paired.TITLES), places),
         "paired_notes": paired.notes(records, tests),
-        "budgets": _plain(asked),
+        "budgets": _plain(asked, places),
         "table": page_table(comparison(records), records, records.runs, links),
         "sweep": page_table(sweep(records), records, records.trials, links),
         "agreements": [sentence(pair) for pair in agreements(records)],
@@ -215,11 +219,11 @@ def _section(records: Records, folder: Path, drawings: Mapping[Path, str], links
     }
 
 
-def _plain(table: pd.DataFrame) -> dict[str, Any]:
-    """A table of text, for the template."""
+def _plain(table: pd.DataFrame, places: Mapping[str, str]) -> dict[str, Any]:
+    """A table of text about experiments, for the template; the first column names them."""
     marks = [(title, title in formats.NUMERIC) for title in table]
     cells = [[(text, number) for text, (_, number) in zip(row, marks, strict=True)] for row in rows(table)]
-    return {"titles": marks, "rows": cells}
+    return {"titles": marks, "rows": [(places[row[0][0]], row) for row in cells]}
 
 
 def _figure(path: Path, suite: str, title: str, description: str, drawing: str) -> dict[str, str]:

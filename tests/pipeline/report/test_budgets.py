@@ -1,14 +1,18 @@
 """One set of weights at many budgets, in the tables: means of what was recorded, and nothing where nobody asked."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.report.budget_figure import draw_budgets
-from pipeline.report.budgets import ONE_BUDGET, budget_table, columns, trained_for
-from pipeline.report.formats import readable_budgets
+from pipeline.report.budgets import ONE_BUDGET, asked_runs, budget_table, columns, trained_for
+from pipeline.report.explanation import explain
+from pipeline.report.formats import readable_budgets, to_csv
 from pipeline.report.site import write_suite
 from pipeline.report.tables import rows
 
@@ -56,6 +60,37 @@ def test_a_row_is_the_mean_over_the_seeds_of_one_experiment_at_one_budget(asked:
     follows = found["uniform-64", "spread, held over the data set", 36]
     assert follows.top1_mean == pytest.approx(np.mean([0.405, 0.47, 0.44]) + 0.01)
     assert (follows.tokens, follows.gflops) == (35.5, 0.005)
+
+
+def test_every_figure_of_every_row_is_given_back_by_its_explanation(asked: Lab) -> None:
+    def lose(content: dict[str, Any]) -> None:
+        content["runs"][0].pop("budgets")
+        content["runs"][1]["budgets"].reverse()
+
+    asked.edit("evaluate/metrics.json", lose)
+    asked.edit("train/runs.json", lambda content: content["runs"][6].update(status="diverged at step 8 of 9"))
+    records = asked.load()
+    lines = list(csv.DictReader(io.StringIO(to_csv(budget_table(records)))))
+    places = list(asked_runs(records))
+    assert len(places) == len(lines) == 13
+    assert {"dart-36/at/16", "uniform-64/at/36/spread/dataset"} < set(places)
+    for place, line in zip(places, lines, strict=True):
+        for column in ("tokens", "gflops", "num_seeds", "top1_mean", "top1_std"):
+            found = explain(records, place, column)
+            assert found.value == (line[column] or "unknown"), (place, column)
+            given = float(line[column]) if line[column] else None
+            assert found.recomputed == (given and pytest.approx(given, abs=6e-5)), (place, column)
+    of = explain(records, "dart-36/at/16", "top1_mean")
+    assert of.sections["How it comes about"] == ["(0.7 + 0.575) / 2 = 0.6375"]
+    assert [line.split(", ")[1] for line in of.sections["Runs"][1:]] == ["top1 0.7", "top1 0.575"]
+    assert "diverged" in of.sections["Runs"][0]
+    assert "1600000 multiply-accumulates" in " ".join(of.sections["Cost and speed"])
+    assert explain(records, "dart-36", "top1_mean").value == "0.7375"  # the row of table.csv is another
+
+
+def test_a_budget_that_nobody_asked_for_is_answered_with_the_nearest(asked: Lab) -> None:
+    with pytest.raises(UserError, match="experiment = 'dart-36/at/46': unknown; did you mean 'dart-36/at/"):
+        explain(asked.load(), "dart-36/at/46", "top1_mean")
 
 
 def test_a_row_says_what_its_model_was_trained_at(asked: Lab) -> None:

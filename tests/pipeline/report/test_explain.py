@@ -71,6 +71,23 @@ def test_a_run_that_is_not_in_the_mean_is_said_to_be_so(lab: Any) -> None:
     assert explain(lab.load(), "dart-36", "num_seeds").sections["How it comes about"] == ["2 of 3 runs are complete"]
 
 
+def test_a_cell_without_a_complete_run_says_so(lab: Any) -> None:
+    """As of a failed run, or one that a search has stopped: neither was tested."""
+    failed = lab.load().runs[9].fingerprint
+
+    def forget(content: Any) -> None:
+        content["runs"] = [run for run in content["runs"] if run["fingerprint"] != failed]
+
+    lab.edit("train/runs.json", lambda content: content["runs"][9].update(status="failed: out of memory", metrics={}))
+    lab.edit("evaluate/metrics.json", forget)
+    records = lab.load()
+    assert [run.problem for run in records.runs if run.name == "dart-16"] == ["failed: out of memory"]
+    for column in ("top1_mean", "top1_std", "top1_ci_low", "top5_ci_high", "val_top1_mean"):
+        found = explain(records, "dart-16", column)
+        assert found.sections["How it comes about"] == ["no run is complete, so there is nothing to average"], column
+        assert (found.value, found.recomputed) == ("unknown", None)
+
+
 def test_what_was_recorded_of_code_test_and_drops_is_shown_and_differences_by_seed(lab: Any) -> None:
     def provenance(content: Any) -> None:
         for run in content["runs"]:

@@ -75,14 +75,14 @@ def drawn_page_of(lab: Any) -> Page:
     return Page(build_page([records], folder, write_figures(records, folder / "digits/figures"), {}))
 
 
-def hostile_claims() -> tuple[Claim, ...]:
-    """A claim for every verdict on the records of `lab`, once dart-16 has failed."""
+def hostile_claims(other: str = HOSTILE) -> tuple[Claim, ...]:
+    """A claim for every verdict on the records of `lab`, once dart-16 has failed; `other` has not run."""
     said = dict.fromkeys(("statement", "source", "note"), HOSTILE) | {
         "kind": "value",
         "measure": "top1",
         "recalled": True,
     }
-    asked = [("dart-36", 0.75, 1), ("dart-36", 0.1, 1), (HOSTILE, 0.5, 1), ("dart-16", 0.5, 1), ("dart-36", 0.75, 3)]
+    asked = [("dart-36", 0.75, 1), ("dart-36", 0.1, 1), (other, 0.5, 1), ("dart-16", 0.5, 1), ("dart-36", 0.75, 3)]
     return tuple(
         Claim.model_validate(
             {**said, "id": f"{HOSTILE}{i}", "experiment": name, "value": value, "tolerance": 0.01, "seeds": seeds}
@@ -135,13 +135,12 @@ def test_the_policy_allows_the_one_script_and_nothing_from_elsewhere(lab: Any) -
 
 
 def test_a_hostile_name_is_text_wherever_it_stands(lab: Any) -> None:
-    benign = page_of(lab, claims=hostile_claims())
+    benign = page_of(lab, claims=hostile_claims("uniform-36"))
     lab.edit("train/runs.json", lambda content: [run.update(name=HOSTILE) for run in content["runs"][:3]])
     lab.edit("sweep/runs.json", lambda content: content["runs"][0].update(name=HOSTILE, model_name=HOSTILE))
     page = page_of(lab, claims=hostile_claims())
-    # A claim about a hostile name finds records of that name now, so its reason is gone.
-    tags = [[tag for tag, _ in one.elements if tag != "span"] for one in (page, benign)]
-    assert tags[0] == tags[1]
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in benign.elements]
+    check_links(page)
     assert HOSTILE in page.text
     assert f"{HOSTILE}0" in page.text
     page = drawn_page_of(lab)
@@ -176,6 +175,26 @@ def test_every_claim_has_its_verdict_in_words_and_what_verdicts_mean_is_said(lab
         "!failed",
         "…too few seeds",
     ]
+
+
+def check_links(page: Page) -> list[str]:
+    """Raise where a link leads to no place of the page; returns the places that links lead to."""
+    places = [link["href"][1:] for link in page.all("a") if link["href"].startswith("#")]
+    assert set(places) <= {attributes.get("id") for _, attributes in page.elements}
+    return places
+
+
+def test_claims_and_paired_tests_and_budgets_lead_to_the_rows_they_are_about(lab: Any) -> None:
+    def ask(content: Any) -> None:
+        for run in content["runs"]:
+            run["budgets"] = [{"token_budget": n, "macs": n, "top1": 0.5, "top5": 0.9} for n in (16, 36)]
+
+    lab.edit("evaluate/metrics.json", ask)
+    claims = hostile_claims("dart-36-nano")
+    places = check_links(page_of(lab, claims=claims))
+    claimed, asked = [claim.experiment for claim in claims].count("dart-36"), 2
+    assert places.count("digits/train/dart-36") == claimed + 1 + asked
+    assert places.count("digits/sweep/dart-36-nano") == 1
 
 
 def test_without_claims_there_is_no_table_of_claims(lab: Any) -> None:

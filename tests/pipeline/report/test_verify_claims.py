@@ -63,6 +63,26 @@ def test_per_cent_and_csv(files: tuple[Path, Path], capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "experiment,seed,top1,status\nours,0,0.70,oom\ntheirs,0,0.6,\n",
+        "experiment,top1,status\nours,0.70,oom\ntheirs,0.6,\n",
+        "experiment,top1,status\nours,,oom\ntheirs,0.6,\n",
+        "experiment,top1_mean,status\nours,0.70,oom\ntheirs,0.6,\n",
+        "experiment,top1_mean,num_seeds,status\nours,0.70,0,oom\ntheirs,0.6,1,\n",
+    ],
+)
+def test_a_run_that_failed_has_failed_in_every_form(
+    files: tuple[Path, Path], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files[0].write_text(text)
+    assert verify(*files, as_csv=True) == SOME_OPEN
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["verdict"] for row in rows} == {"failed"}
+    assert all(row["reason"].endswith("oom") for row in rows)
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("name,top1\na,1\n", "columns = 'experiment': unknown; known: name, top1"),
