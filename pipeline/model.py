@@ -14,11 +14,12 @@ from pipeline.recipe import AugmentConfig
 UNTOLD = ("name", "backbone", "variant", "head", "pretrained")
 
 
-def build_model(trial: Trial, num_classes: int, *, to_train: bool = False) -> nn.Module:
+def build_model(trial: Trial, num_classes: int, *, to_train: bool = False, fetch: bool = True) -> nn.Module:
     """The timm model of a trial, freshly initialised from torch's global random state.
 
     Args:
         to_train: With what training alone needs: published weights to start from, stochastic depth.
+        fetch: False where other weights take their place at once: the same model, and nothing is downloaded.
 
     Raises:
         UserError: the model cannot be built, or those weights not be had.
@@ -26,9 +27,9 @@ def build_model(trial: Trial, num_classes: int, *, to_train: bool = False) -> nn
     options: dict[str, Any] = {}
     if to_train and trial.train.drop_path:
         options["drop_path_rate"] = trial.train.drop_path
-    if to_train and trial.architecture()["tokenizer"].get("pretrained_scorer"):
+    if to_train and fetch and trial.architecture()["tokenizer"].get("pretrained_scorer"):
         options |= {"pretrained_scorer": True, "scorer_norm": None}
-    if to_train and trial.model.pretrained:
+    if to_train and fetch and trial.model.pretrained:
         options["pretrained_backbone"] = True
     return build_architecture(trial.model_name, trial.architecture(), num_classes, **options)
 

@@ -103,6 +103,11 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def has_checkpoint(root: Path) -> bool:
+    """Whether anything was published under `root`, sound or not."""
+    return bool(_newest_first(root))
+
+
 def load_checkpoint(
     root: Path,
     identity: Identity,

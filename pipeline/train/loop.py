@@ -20,12 +20,12 @@ from pipeline.data.order import GlobalBatches
 from pipeline.errors import UserError
 from pipeline.model import build_model
 from pipeline.provenance import hash_json
-from pipeline.train.checkpoint import Identity
+from pipeline.train.checkpoint import Identity, has_checkpoint
 from pipeline.train.fitting import FitResult, Fitting
 from pipeline.train.optim import build_optimizer
-from pipeline.train.run import WEIGHTS
+from pipeline.train.run import CHECKPOINTS, WEIGHTS
 from pipeline.train.setup import Setup
-from pipeline.train.start import load_start
+from pipeline.train.start import borrows, load_start
 from pipeline.train.watch import Beat, beat_unheard
 
 __all__ = ["WEIGHTS", "FitResult", "fit"]
@@ -88,14 +88,24 @@ def fit(
         trial, data_dir, num_classes, run_dir, rank, world_size, device, loader_workers, steps_per_epoch,
         log_every_steps, checkpoint_every_s, dropped, device_batch_size, sharded and world_size > 1, ledger, beat,
     )  # fmt: skip
-    torch.manual_seed(trial.seed)
-    model = build_model(trial, num_classes, to_train=True).to(device, setup.dtype)
-    if trial.init_from is not None:
-        load_start(model, trial, init_dir)
-    optimizer = build_optimizer(model, trial.train)
     left_out = hash_json(dropped) if dropped else ""
     identity = Identity(trial.model_name, hash_json(trial.science()), manifest.sha256, left_out)
     log.info("%s seed %d: rank %d of %d on %s", trial.model_name, trial.seed, rank, world_size, device)
-    fitting = Fitting(setup, identity, model, optimizer)
+    # Weights that a checkpoint replaces are not fetched: where a run goes on there may be no network.
+    goes_on = borrows(trial) and has_checkpoint(run_dir / CHECKPOINTS)
+    fitting = _begin(setup, identity, init_dir, fetch=not goes_on)
+    if goes_on and fitting.position.step == 0:  # not one of its checkpoints was sound
+        fitting = _begin(setup, identity, init_dir, fetch=True)
+    return fitting.run(fitting.model if setup.sharded else wrap(fitting.model), report)
+
+
+def _begin(setup: Setup, identity: Identity, init_dir: Path | None, *, fetch: bool) -> Fitting:
+    """From the seed, or from the newest sound checkpoint; `fetch`: with the weights that the trial starts from."""
+    trial = setup.trial
+    torch.manual_seed(trial.seed)
+    model = build_model(trial, setup.num_classes, to_train=True, fetch=fetch).to(setup.device, setup.dtype)
+    if trial.init_from is not None and fetch:
+        load_start(model, trial, init_dir)
+    fitting = Fitting(setup, identity, model, build_optimizer(model, trial.train))
     fitting.resume()
-    return fitting.run(fitting.model if setup.sharded else wrap(model), report)
+    return fitting

@@ -12,6 +12,12 @@ from pipeline.errors import UserError, problem
 from pipeline.train.run import DONE, WEIGHTS
 
 
+def borrows(trial: Trial) -> bool:
+    """Whether its weights begin as others': published ones, or those of another run."""
+    published = trial.model.pretrained or trial.architecture()["tokenizer"].get("pretrained_scorer")
+    return bool(published) or trial.init_from is not None
+
+
 def load_start(model: nn.Module, trial: Trial, init_dir: Path | None) -> None:
     """Load the final weights of the run that `trial.init_from` has, whose folder is `init_dir`, into the model.
 

@@ -1,6 +1,7 @@
 """The loop continues bit for bit from any death, stops when the loss is lost, and says what it cannot do."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.sweep.plan import plan_experiments
 from pipeline.train.loop import WEIGHTS, FitResult, fit
 from pipeline.train.mixing import Mixing
 from pipeline.train.objective import step_seed
+from pipeline.train.run import CHECKPOINTS
 from tests.pipeline.train.recipes import FULL
 from tests.pipeline.train.small_suites import DiesAtStep, Killed
 
@@ -257,6 +259,26 @@ def test_a_start_is_the_final_weights_of_another_run(
     train(child, tiny_shards, tmp_path / "child", init_dir=uninterrupted)
     ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "child", uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_training_that_goes_on_needs_the_weights_it_began_with_no_more(
+    trial: Trial, tiny_shards: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """They may be gone, or out of reach; only where no checkpoint is sound they are asked for again."""
+    child = trial.model_copy(update={"init_from": trial})
+    train(child, tiny_shards, tmp_path / "whole", init_dir=uninterrupted)
+    run_dir = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(child, tiny_shards, run_dir, init_dir=uninterrupted, wrap=lambda model: DiesAtStep(model, 17))
+    shutil.copytree(run_dir, tmp_path / "damaged")
+    train(child, tiny_shards, run_dir, init_dir=tmp_path / "gone")
+    for manifest in (tmp_path / "damaged" / CHECKPOINTS).glob("*/manifest.json"):
+        manifest.write_text("{}")
+    with pytest.raises(UserError, match=r"dart-4\.init_from = 'dart-4': has left no weights"):
+        train(child, tiny_shards, tmp_path / "damaged", init_dir=tmp_path / "gone")
+    train(child, tiny_shards, tmp_path / "damaged", init_dir=uninterrupted)
+    whole, *others = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "killed", "damaged"))
+    assert others == [whole, whole]
 
 
 def test_a_start_without_weights_or_with_others_is_one_sentence(
