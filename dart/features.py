@@ -48,6 +48,25 @@ def build_features(
     return _timm_features(name, in_chans, pretrained, stage, score_input)
 
 
+def torchvision_model(model_name: str, pretrained: bool, scorer: str) -> Any:
+    """An nn.Module of torchvision's, whole, with its weights for ImageNet if `pretrained`.
+
+    Args:
+        scorer: What the errors call it.
+
+    Raises:
+        ValueError: Weights that cannot be had.
+    """
+    model = torchvision.models.get_model(model_name)
+    if pretrained:  # torchvision's own way would load them as a pickle of anything
+        weights = torchvision.models.get_model_weights(model_name).IMAGENET1K_V1
+        try:
+            model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        except Exception as error:
+            raise _no_weights(scorer, error) from error
+    return model
+
+
 def batch_to_group_norm(module: nn.Module) -> nn.Module:
     """Every batch norm replaced by a group norm of 8 channels or a little more, its activation and affine kept.
 
@@ -110,14 +129,7 @@ def _torchvision_features(name: str, in_chans: int, pretrained: bool, stage: int
     if stage is not None:
         raise ValueError(f"stage = {stage}: {name} is used whole; leave it out, or choose a network of timm")
     model_name, part, dim = TORCHVISION_NAMES[name]
-    model = torchvision.models.get_model(model_name)
-    if pretrained:
-        weights = torchvision.models.get_model_weights(model_name).IMAGENET1K_V1
-        try:
-            model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        except Exception as error:
-            raise _no_weights(name, error) from error
-    network = getattr(model, part)
+    network = getattr(torchvision_model(model_name, pretrained, name), part)
     if in_chans != 3:
         old = network[0]
         network[0] = nn.Conv2d(

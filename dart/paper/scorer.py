@@ -6,10 +6,10 @@
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dart.features import torchvision_model
 from dart.paper.geometry import EPS
 
 
@@ -90,9 +90,8 @@ class Perceptron(nn.Module):
 
 
 def first_stages(name: str, num_stages: int, pretrained: bool = False) -> nn.Sequential:
-    """The leading stages of a torchvision model's `features`, frozen."""
-    model = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
-    return model.features[:num_stages].requires_grad_(False)
+    """The leading stages of a torchvision model's `features`, frozen; ValueError if its weights cannot be had."""
+    return torchvision_model(name, pretrained, name).features[:num_stages].requires_grad_(False)
 
 
 def standardise(scores: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:

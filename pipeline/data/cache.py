@@ -63,6 +63,12 @@ class ShardCache:
         finally:
             os.close(file)
 
+    def trim(self) -> None:
+        """Remove what nobody uses, oldest first, until the limit is kept: it may have been higher before."""
+        if self.folder.is_dir():
+            with contextlib.suppress(OSError), self._room():
+                self._make_room(0)
+
     def _room(self) -> FileLock:
         return FileLock(self.folder / "room.lock")
 

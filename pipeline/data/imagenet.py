@@ -26,8 +26,8 @@ def fetch(options: Imagenet1kOptions, raw_dir: Path, placement: Placement | None
     """
     root = Path(options.path).expanduser()
     copy = find_copy(root)
-    check_expected(options.path, options.expect, copy.pictures)
     refuse_unknown(options.path, copy.unknown)
+    check_expected(options.path, options.expect, copy.pictures, len(copy.damaged))
     listed, bad = check_pictures(root, copy.pictures, raw_dir, placement, options.store)
     bad = [*copy.damaged, *bad]
     refuse_too_many(options.max_bad_frac, len(copy.pictures) + len(copy.damaged), bad, "pictures")

@@ -36,6 +36,7 @@ class Ledger:
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.path = run_dir / FOLDER / f"rank-{rank:05d}.bin"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
         _cut_torn_record(self.path)
 
     def append(self, step: int, indices: Sequence[int]) -> None:
@@ -57,7 +58,8 @@ class RankLedger:
 
     def __init__(self, path: Path) -> None:
         self.data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-        self.places = dict(_records(self.data))
+        records = list(_records(self.data))
+        self.places, self.last = dict(records), records[-1][0] if records else -1  # where the rank stands
 
     def indices(self, step: int) -> np.ndarray | None:
         """(n,) uint32 of what was last read for a step; None: nothing."""
@@ -96,7 +98,7 @@ def check_ledger(run_dir: Path, directory: Path) -> str:
     if last >= total:
         raise UserError(f"{run_dir}: global batch {last} was read, but the run has {total}")
     done = run_dir / "done.json"
-    stop = json.loads(done.read_text())["num_steps"] if done.is_file() else last + 1
+    stop = json.loads(done.read_text())["num_steps"] if done.is_file() else _reached(plan, ranks)
     for epoch in range(-(-stop // steps_per_epoch)):
         found = []
         for batch, expected in enumerate(plan.epoch(epoch)):
@@ -135,6 +137,12 @@ def _load_ranks(run_dir: Path) -> list[RankLedger]:
         rule = f"has {len(paths)} files, not those of ranks 0, 1, ..." if paths else "no such folder"
         raise UserError(problem("ledger", str(run_dir / FOLDER), rule, "train with placement.ledger: true"))
     return [RankLedger(path) for path in paths]
+
+
+def _reached(plan: Plan, ranks: list[RankLedger]) -> int:
+    """How many global batches an unfinished run has read. Ranks meet in every step: some may lack the last one only."""
+    step = max(0, ranks[0].last)
+    return step + (_global_batch(ranks, step, plan.batches.global_batch_size, plan.batches.paired) is not None)
 
 
 def _check_batch(run_dir: Path, plan: Plan, ranks: list[RankLedger], step: int, expected: np.ndarray) -> np.ndarray:

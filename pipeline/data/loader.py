@@ -1,6 +1,6 @@
 """The samples of a split in batches, in the order that `pipeline.data.order` says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,24 @@ def _for_samples(
     return base if clips is None else ClipTransform(base, clips, base.img_size, views)
 
 
+class _Loader(DataLoader[Any]):
+    """A refusal of a worker's is that of this process: torch says it behind its own words and the traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+            said, found, sentence = str(error).rpartition(name)
+            if not (found and said.startswith("Caught ")):
+                raise
+            raise type(error)(sentence.removesuffix("\n")) from None
+
+
 def _loader(dataset: ShardDataset, batches: Any, loader_workers: int, collate: Any) -> DataLoader[Any]:
     # A DataLoader draws a number whenever it is iterated. With a generator of its own it leaves torch's global
     # one alone, on which dropout depends, so that a resumed run draws what the uninterrupted one does.
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=loader_workers,

@@ -38,7 +38,10 @@ def open_remote(url: str, shards: Sequence[ShardInfo]) -> "RemoteShards":
     check_folder(url)
     limit = _limit_bytes()
     folder = Path(os.environ.get(FOLDER) or Path.home() / ".cache/dart-lab/shards")
-    cache = ShardCache(folder, limit, {shard.sha256 for shard in shards}) if limit else None
+    cache = None
+    if limit:
+        ShardCache(folder, limit).trim()  # of this data set too, which may have been given more
+        cache = ShardCache(folder, limit, {shard.sha256 for shard in shards})
     source = RemoteShards(url, cache)
     source.connect()
     return source

@@ -63,8 +63,12 @@ def leave_doubles(listed: list[Listed], splits: dict[str, str]) -> tuple[list[tu
     return kept, doubles
 
 
-def check_expected(path: str, expect: ExpectOptions | None, pictures: Sequence[Picture]) -> None:
-    """Raise ConfigError where the copy at `path` is not the complete one that the options expect."""
+def check_expected(path: str, expect: ExpectOptions | None, pictures: Sequence[Picture], num_damaged: int = 0) -> None:
+    """Raise ConfigError where the copy at `path` is not the complete one that the options expect.
+
+    Args:
+        num_damaged: Files that are there and could not be listed; of which split or class, they do not say.
+    """
     if expect is None:
         return
     tests = "test" if any(picture.split == "test" for picture in pictures) else "val"
@@ -74,7 +78,7 @@ def check_expected(path: str, expect: ExpectOptions | None, pictures: Sequence[P
     problems = [
         problem(f"dataset.expect.{key}", value, f"the folder has {found[key]}", "complete it, or drop dataset.expect")
         for key, value in expect.model_dump().items()
-        if value != found[key]
+        if not 0 <= value - found[key] <= num_damaged
     ]
     if problems:
         raise ConfigError(path, problems)

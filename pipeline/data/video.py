@@ -18,6 +18,9 @@ FRAMES_PER_S = 8  # players show generated clips at this rate; nothing here depe
 BITEXACT = {"flags": "+bitexact"}, {"fflags": "+bitexact"}
 # The files that are opened as clips. All that FFmpeg knows would include playlists, which name other files and URLs.
 FORMATS = "apng,png_pipe,avi,matroska,webm,mov,mp4,mjpeg"
+# The decoders that clips may need, as FFmpeg calls them: those of its hundreds that data sets of clips come in.
+DECODERS = "apng,png,mjpeg,rawvideo,ffv1,prores,dvvideo,h263,h264,hevc,vp8,vp9,av1,libdav1d"
+DECODERS += ",mpeg1video,mpeg2video,mpeg4,msmpeg4"
 MAX_PIXELS = 2**25  # of a frame: 8 x 4 thousand
 # A clip whose frames fill less of the time that its file announces has lost its end.
 WHOLE_FRAC = 0.9
@@ -81,7 +84,8 @@ def check_clip(source: BinaryIO) -> ClipInfo:
     """Decode all of a clip, without keeping it. Damage that the decoder hides without a word is not seen.
 
     Raises:
-        BadClip: it is empty, no video, of an unknown codec, cut short, damaged, or its frames differ in size.
+        BadClip: it is empty, no video, of a codec that is unknown or not read, cut short, damaged, or its frames
+            differ in size.
     """
     if not source.read(1):
         raise BadClip("is empty")
@@ -111,12 +115,16 @@ def _opened(source: BinaryIO) -> Iterator[tuple[Any, Any]]:
     """A file and its first video stream, with FFmpeg's complaints as BadClip."""
     try:
         # Titles are in any encoding.
-        with av.open(source, metadata_errors="ignore", options={"format_whitelist": FORMATS}) as file:
+        options = {"format_whitelist": FORMATS, "codec_whitelist": DECODERS}  # a file is probed while it is opened
+        with av.open(source, metadata_errors="ignore", options=options) as file:
             if not file.streams.video:
                 raise BadClip("has no video stream")
             stream = file.streams.video[0]
             if stream.codec_context is None:
                 raise BadClip("has an unknown codec")
+            decoder = stream.codec_context.codec
+            if decoder.name not in DECODERS.split(","):
+                raise BadClip(f"has a codec that is not read ({decoder.canonical_name})")
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             stream.codec_context.thread_count = 1  # the loader's workers and the checks are the parallel ones
             yield file, stream

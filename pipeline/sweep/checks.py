@@ -9,11 +9,14 @@ from pipeline.data.index import Manifest
 from pipeline.errors import ConfigError, UserError, problem
 from pipeline.provenance import hash_json
 
-RUN_BYTES = 50 * 2**20  # about what a run leaves on the disk: two checkpoints, weights, journal
+LOG_BYTES = 2**20  # about what a run leaves beside its weights: journal, log
 
 
-def check_trials(trials: Sequence[Trial], num_classes: int) -> None:
+def check_trials(trials: Sequence[Trial], num_classes: int) -> list[int]:
     """Build every distinct model, without memory for its weights, and every distinct augmentation.
+
+    Returns:
+        The bytes of each trial's weights.
 
     Raises:
         ConfigError: with all that cannot be built.
@@ -24,11 +27,13 @@ def check_trials(trials: Sequence[Trial], num_classes: int) -> None:
     from pipeline.model import build_model
 
     problems: list[str] = []
-    models = {hash_json(trial.architecture()): trial for trial in trials}
-    for trial in models.values():
+    names = [hash_json(trial.architecture()) for trial in trials]
+    sizes: dict[str, int] = {}
+    for name, trial in dict(zip(names, trials, strict=True)).items():
         try:
             with torch.device("meta"):
-                build_model(trial, num_classes)
+                model = build_model(trial, num_classes)
+            sizes[name] = sum(tensor.nbytes for tensor in model.state_dict().values())
         except UserError as error:
             problems.append(f"{trial.name}: {error}")
     recipes = {trial.train.augmentation.model_dump_json(): trial for trial in trials if trial.train.augmentation}
@@ -40,6 +45,7 @@ def check_trials(trials: Sequence[Trial], num_classes: int) -> None:
             problems.append(f"{trial.name}: {error}")
     if problems:
         raise ConfigError("the plan", problems)
+    return [sizes[name] for name in names]
 
 
 def check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> None:
@@ -68,9 +74,20 @@ def check_data(suite: Suite, trials: Sequence[Trial], manifest: Manifest) -> Non
         raise ConfigError(f"suites/{suite.name}.yaml", problems)
 
 
-def check_disk(folder: Path, num_runs: int) -> None:
-    """Raise UserError where this disk has no room for what so many runs leave."""
-    free, needed = shutil.disk_usage(folder).free, num_runs * RUN_BYTES
+def check_disk(folder: Path, trials: Sequence[Trial], weights: Sequence[int]) -> None:
+    """Raise UserError where this disk has no room for what the trials' runs leave, and for one that is being trained.
+
+    How many are trained at the same time is Ray's to say, later: it is the least that they need.
+
+    Args:
+        weights: As `check_trials` returns.
+    """
+    from pipeline.train.checkpoint import KEEP
+
+    # Weights, the optimizer's two moments and the average; those that are kept, and one that is being written.
+    states = [size * (3 + bool(t.train.model_ema_decay)) for size, t in zip(weights, trials, strict=True)]
+    needed = sum(weights) + len(trials) * LOG_BYTES + (KEEP + 1) * max(states, default=0)
+    free = shutil.disk_usage(folder).free
     if free < needed:
-        rule = f"{free / 1e6:.0f} MB free, {num_runs} runs need about {needed / 1e6:.0f} MB"
+        rule = f"{free / 1e6:.0f} MB free, {len(trials)} runs need about {needed / 1e6:.0f} MB"
         raise UserError(problem("runs", str(folder), rule, "make room on this disk"))

@@ -157,10 +157,11 @@ def last_left_out(paths: Paths) -> Drops:
 def check_pending(suite: Suite, pending: Sequence[Run], manifest: Manifest, paths: Paths) -> None:
     """Raise UserError for what would fail in trainings that are to be started: models, shards, room on the disk."""
     if pending:
-        check_trials([run.trial for run in pending], manifest.num_classes)
+        trials = [run.trial for run in pending]
+        weights = check_trials(trials, manifest.num_classes)
         if not suite.max_bad_frac:
             verify_shards(paths.shards)
-        check_disk(paths.runs, len(pending))
+        check_disk(paths.runs, trials, weights)
 
 
 def train(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from filelock import FileLock, Timeout
 
 from pipeline.config import Trial
 from pipeline.errors import UserError, problem
-from pipeline.files import explaining_disk, write_json_atomic
+from pipeline.files import explaining_disk, write_bytes_atomic, write_json_atomic
 
 DONE, SPEC, FAILED, LOG = "done.json", "spec.json", "failed.json", "log.txt"
 CHECKPOINTS, ALIVE = "checkpoint", "alive"
 WEIGHTS = "model.safetensors"  # the file of a finished run, and of a checkpoint
-SMALLEST_DISK_BYTES = 2**20  # a disk with less is full: not even the reason of a failure can be written down
+PROBE_BYTES = 2**20  # a disk with less room is full: not even the reason of a failure can be written down
 JOB_PATHS = ("run_dir", "data_dir", "init_dir")
 LOCK_WAIT_S = 60.0  # a killed stage's processes need a few seconds to end
 
@@ -77,8 +78,13 @@ class Run:
         """Why there is no result, in one line."""
         if failure := read_failure(self.dir):
             return str(failure["error"])
-        full = shutil.disk_usage(self.dir).free < SMALLEST_DISK_BYTES
-        return "no space left on the disk" if full else "ended without a result (killed?)"
+        probe = self.dir / ".probe"  # a quota, or a disk without inodes, is known by writing only
+        try:
+            write_bytes_atomic(probe, os.urandom(PROBE_BYTES))
+            probe.unlink()
+        except (OSError, UserError) as error:
+            return str(error)
+        return "ended without a result (killed?)"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.models import mobilenet_v3_small
 
 from dart.paper import PaperTokenizer
 from dart.paper.geometry import carry_grid, cut_image, token_regions
@@ -130,6 +131,33 @@ def test_the_gradient_reaches_the_head_of_the_score_network_and_ends_there():
         assert all(p.grad is None for p in tokenizer.scorer.features.parameters())
         assert all(p.grad.isfinite().all() for p in tokenizer.scorer.mlp.parameters())
         assert tokenizer.scorer.mlp.net[2].weight.grad.abs().max() > 0
+
+
+class Touches:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_published_weights_are_read_as_tensors_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    refusal = "pretrained = True: the weights of scorer 'mobilenet_v3_small' cannot be had .*pretrained=False$"
+    with pytest.raises(ValueError, match=refusal):
+        PaperScorer("mobilenetv3_small_v1", pretrained=True)
+    cached = tmp_path / "hub/checkpoints/mobilenet_v3_small-047dcff4.pth"
+    torch.save({"features.0.0.weight": Touches(tmp_path / "touched")}, cached)
+    with pytest.raises(ValueError, match=refusal):
+        PaperScorer("mobilenetv3_small_v1", pretrained=True)
+    assert not (tmp_path / "touched").exists()
+    model = mobilenet_v3_small()
+    torch.save(model.state_dict(), cached)
+    scorer = PaperScorer("mobilenetv3_small_v1", pretrained=True)
+    assert torch.equal(scorer.features[0][0].weight, model.features[0][0].weight)
 
 
 def test_training_mode_moves_the_statistics_of_the_frozen_features():

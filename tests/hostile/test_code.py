@@ -42,6 +42,8 @@ def offences(source: str) -> list[str]:
         last = name.rpartition(".")[2]
         if name in ("torch.load", "jit.load", "torch.jit.load") and keyword(call, "weights_only") != "True":
             found.append("torch.load without weights_only=True")
+        if last == "get_model" and keyword(call, "weights") not in (None, "None"):
+            found.append("torchvision's get_model with weights: it loads any pickle")
         if name in ("np.load", "numpy.load") and keyword(call, "allow_pickle") not in (None, "False"):
             found.append("np.load with pickles")
         if name in ("yaml.load", "yaml.unsafe_load") or (last == "YAML" and keyword(call, "typ") == "'unsafe'"):
@@ -66,7 +68,7 @@ BAD = (
     "import pickle", "from cloudpickle import load", "torch.load(p)", "torch.load(p, weights_only=False)",
     "np.load(p, allow_pickle=True)", "yaml.load(t)", "YAML(typ='unsafe')", "subprocess.run(c, shell=True)",
     "os.system(c)", "eval(text)", "tar.extractall(d)", "shutil.unpack_archive(p)", "requests.get(url)",
-    "urllib.request.urlopen(url)", "x = 'pipe:cat file'", "Image.open(path)",
+    "urllib.request.urlopen(url)", "x = 'pipe:cat file'", "Image.open(path)", "models.get_model(n, weights='DEFAULT')",
 )  # fmt: skip
 
 

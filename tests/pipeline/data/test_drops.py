@@ -1,6 +1,7 @@
 """Damage in shards: every bad sample is found and no good one lost, within a budget, with one order for all."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from functools import partial
@@ -16,6 +17,7 @@ from pipeline.data.drops import ALTERED, CUT_OFF, GONE, Drops, find_drops
 from pipeline.data.index import ShardError, load_split_index
 from pipeline.data.loader import eval_dataset, eval_loader, train_loader
 from pipeline.data.order import GlobalBatches, epoch_order, keep, kept_indices
+from pipeline.data.transforms import Transform
 from pipeline.errors import UserError
 from tests.pipeline.data.batches import assert_one_order, load_members
 
@@ -166,11 +168,26 @@ def test_an_evaluation_reads_what_remains_once(damaged):
     assert sorted([*seen, *BAD]) == list(range(23))
 
 
-def test_a_damaged_sample_that_was_not_dropped_is_named_while_reading(damaged):
-    with pytest.raises(ShardError, match=r"train-000001\.tar: sample train-000006: its bytes are not those"):
-        read_train(damaged, dropped=BAD[1:])
-    with pytest.raises(ShardError, match=r"train-000005\.tar: shard cannot be read"):
-        read_train(damaged, dropped=BAD[:3])
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_a_damaged_sample_that_was_not_dropped_is_named_while_reading(damaged, loader_workers):
+    folder = re.escape(str(damaged))  # the sentence begins with it, whichever process says it
+    with pytest.raises(ShardError, match=rf"^{folder}/train-000001\.tar: sample train-000006: its bytes are not those"):
+        read_train(damaged, dropped=BAD[1:], loader_workers=loader_workers)
+    with pytest.raises(ShardError, match=rf"^{folder}/train-000005\.tar: shard cannot be read.*[^\n]\Z"):
+        read_train(damaged, dropped=BAD[:3], loader_workers=loader_workers)
+
+
+class Refusing(Transform):
+    def __call__(self, pixels, index, repeat=0):
+        raise UserError("a = 1: wrong\nb = 2: wrong too; mend both")
+
+
+def test_a_refusal_of_several_lines_comes_whole_from_a_worker(tiny_shards):
+    loader = eval_loader(tiny_shards, "val", 2, loader_workers=1)
+    loader.dataset.transform = Refusing()
+    with pytest.raises(UserError) as refusal:
+        list(loader)
+    assert str(refusal.value) == "a = 1: wrong\nb = 2: wrong too; mend both"
 
 
 @given(

@@ -1,6 +1,7 @@
 """ImageNet-1k from archives, folders and parquet: the same samples; every incomplete or damaged copy one sentence."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.pipeline.data.imagenets import (
 )
 
 WRITERS = {"folders": write_folders, "archives": write_archives, "parquet": write_parquet}
+COMPLETE = ExpectOptions(num_classes=4, num_train=20, num_test=8)
 
 
 def options(path: Path, **changes) -> Imagenet1kOptions:
@@ -123,9 +125,25 @@ def test_a_cut_archive_is_told_even_where_bad_pictures_are_allowed(tmp_path):
     root = write_archives(tmp_path / "copy", make_pictures())
     train = root / "ILSVRC2012_img_train.tar"
     train.write_bytes(train.read_bytes()[:-20_000])
-    expect = ExpectOptions(num_classes=4, num_train=20, num_test=8)
-    refuse(root, tmp_path, "dataset.expect.num_train = 20: the folder has 1", max_bad_frac=0.9, expect=expect)
-    refuse(root, tmp_path, r"ILSVRC2012_img_train\.tar at \d+ is cut off inside n01440764\.tar")
+    sentence = r"ILSVRC2012_img_train\.tar at \d+ is cut off inside n01440764\.tar"
+    refuse(root, tmp_path, sentence, max_bad_frac=0.9, expect=COMPLETE)
+    refuse(root, tmp_path, sentence)
+
+
+def test_a_damaged_header_is_one_bad_picture_of_a_complete_copy(tmp_path):
+    root = write_archives(tmp_path / "copy", make_pictures())
+    tar = root / "ILSVRC2012_img_val.tar"
+    with tarfile.open(tar) as file:
+        offset = file.getmembers()[1].offset
+    data = bytearray(tar.read_bytes())
+    data[offset + 3] ^= 1  # in the name
+    tar.write_bytes(data)
+    sentence = rf"1 of 28 pictures cannot be used .*: ILSVRC2012_img_val\.tar at {offset} has a damaged header"
+    refuse(root, tmp_path, sentence, expect=COMPLETE)
+    one_more = ExpectOptions(num_classes=4, num_train=20, num_test=9)
+    refuse(root, tmp_path, "expect.num_test = 9: the folder has 7", max_bad_frac=0.1, expect=one_more)
+    manifest = shard(root, tmp_path, max_bad_frac=0.1, expect=COMPLETE)
+    assert sum(split.num_samples for split in manifest.splits.values()) == 27
 
 
 def test_a_damaged_development_kit_is_one_sentence(tmp_path):

@@ -35,10 +35,10 @@ def write_spec(run_dir: Path, shards: Path, augment="none", dropped=(), size=SIZ
     return run_dir
 
 
-def read_steps(run_dir, start, stop, world_size=1, dropped=(), size=SIZE, repeats=1, paired=False):
-    """What `world_size` ranks write of the global batches from `start` to `stop`."""
+def read_steps(run_dir, start, stop, world_size=1, dropped=(), size=SIZE, repeats=1, paired=False, ranks=None):
+    """What `world_size` ranks (or some of them) write of the global batches from `start` to `stop`."""
     kept = NUM - len(dropped)
-    for rank in range(world_size):
+    for rank in range(world_size) if ranks is None else ranks:
         ledger = Ledger(run_dir, rank)
         for epoch in range(EPOCHS):
             batches = GlobalBatches(kept, size, SEED, epoch, rank, world_size, 0, repeats, paired)
@@ -85,6 +85,36 @@ def test_any_kills_and_resizes_end_in_the_same_order(tiny_shards, tmp_path_facto
         read_steps(run_dir, start, reached, world_size)
     read_steps(run_dir, reached, 6)
     assert "6 of 6 global batches" in check_ledger(run_dir, tiny_shards)
+
+
+SIZES = st.sampled_from([1, 2, 3, 6])
+
+
+@given(before=SIZES, reached=st.integers(1, 6), world_size=SIZES, start=st.integers(0, 5), forth=st.integers(0, 5),
+       ranks=st.sets(st.integers(0, 5), min_size=1))  # fmt: skip
+def test_a_kill_between_two_ranks_records_is_no_difference(
+    tiny_shards, tmp_path_factory, before, reached, world_size, start, forth, ranks
+):
+    run_dir = write_spec(tmp_path_factory.mktemp("run") / "r", tiny_shards)
+    read_steps(run_dir, 0, reached, before)
+    start = min(start, reached)
+    killed = min(start + forth, 5)
+    read_steps(run_dir, start, killed, world_size)
+    first = {0} if killed == start else set()  # until it has written, it stands where it stood before the resume
+    read_steps(run_dir, killed, killed + 1, world_size, ranks=[r for r in range(world_size) if r in ranks | first])
+    told = check_ledger(run_dir, tiny_shards)
+    assert any(f"{num} of 6 global batches" in told for num in (killed, killed + 1))
+
+
+def test_a_record_that_one_rank_lacks_before_the_last_step_is_named(tiny_shards, run_dir):
+    Ledger(run_dir, 0)  # has read nothing yet
+    read_steps(run_dir, 0, 2, 2, ranks=[1])
+    assert "0 of 6 global batches" in check_ledger(run_dir, tiny_shards)
+    read_steps(run_dir, 0, 4, 2, ranks=[0])
+    with pytest.raises(UserError, match=r"global batch 2 .*: the ledger lacks it, or some rank's share"):
+        check_ledger(run_dir, tiny_shards)
+    read_steps(run_dir, 2, 3, 2, ranks=[1])
+    assert "3 of 6 global batches" in check_ledger(run_dir, tiny_shards)
 
 
 @pytest.mark.parametrize(("world_size", "repeats", "paired"), [(1, 3, False), (2, 3, True), (3, 1, True), (1, 1, True)])

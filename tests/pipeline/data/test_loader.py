@@ -137,18 +137,21 @@ def test_loader_workers_ranks_and_resume_change_no_byte(tiny_shards):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", range(1, 9))
-def test_ranks_and_loader_workers_read_what_one_process_does(tiny_shards, world_size):
-    """Real loaders of 1 to 8 ranks with 0 to 4 workers each, cut and resumed on the next size."""
-    size, loader_workers = world_size * max(1, 10 // world_size), 3 * world_size % 5
+@pytest.mark.parametrize(
+    ("world_size", "then", "size", "cut"),
+    [(1, 2, 4, 3), (2, 3, 6, 2), (3, 6, 6, 1), (4, 2, 4, 4), (5, 1, 5, 2), (6, 3, 6, 2), (7, 1, 7, 1), (8, 4, 8, 1)],
+)
+def test_ranks_and_loader_workers_read_what_one_process_does(tiny_shards, world_size, then, size, cut):
+    """Real loaders of 1 to 8 ranks with 0 to 4 workers each, cut and resumed on another number of ranks."""
     expected = read_train(tiny_shards, global_batch_size=size)
-    ranks = [
-        read_train(tiny_shards, global_batch_size=size, rank=rank, world_size=world_size, loader_workers=loader_workers)
-        for rank in range(world_size)
-    ]
-    found = [tuple(map(torch.cat, zip(*shares, strict=True))) for shares in zip(*ranks, strict=True)]
-    assert_same(found, expected)
-    assert_same(read_train(tiny_shards, global_batch_size=size, start_batch=1, loader_workers=4), expected[1:])
+    assert_same(read_on_ranks(tiny_shards, size, world_size, 3 * world_size % 5), expected)
+    assert_same(read_on_ranks(tiny_shards, size, then, cut % 3, start_batch=cut), expected[cut:])
+
+
+def read_on_ranks(directory, size, world_size, loader_workers, **options):
+    options = {"global_batch_size": size, "world_size": world_size, "loader_workers": loader_workers, **options}
+    ranks = [read_train(directory, rank=rank, **options) for rank in range(world_size)]
+    return [tuple(map(torch.cat, zip(*shares, strict=True))) for shares in zip(*ranks, strict=True)]
 
 
 @pytest.mark.parametrize("loader_workers", [0, 2])

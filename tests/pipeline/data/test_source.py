@@ -46,6 +46,16 @@ def test_ranges_and_cache_change_no_byte(served, tiny_shards, environment, monke
         assert num_cached(environment) == (0 if limit_gb == "0" else 9)
 
 
+def test_a_limit_that_was_lowered_is_kept_from_the_next_opening_on(served, environment, monkeypatch):
+    monkeypatch.setenv("DART_SHARD_CACHE_GB", "1")
+    read_train(served)
+    assert num_cached(environment) == 6
+    monkeypatch.setenv("DART_SHARD_CACHE_GB", "0.000025")
+    open_source(served)
+    assert 0 < num_cached(environment) < 6
+    assert sum(path.stat().st_size for path in environment.iterdir()) <= 25_000
+
+
 def test_a_mounted_folder_by_its_url(tiny_shards, tmp_path):
     mounted = elsewhere(tiny_shards, tmp_path / "mounted", tiny_shards.as_uri())
     assert_same(read_train(mounted), read_train(tiny_shards))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.video import BadClip, check_clip, decode_clip, encode_clip
+from pipeline.data.video import DECODERS, BadClip, check_clip, decode_clip, encode_clip
 from tests.pipeline.data.clip_files import FORMATS, ramp, write_clip
 
 
@@ -98,6 +98,24 @@ def test_an_unknown_codec_is_told(tmp_path):
     data = write_clip(tmp_path / "clip.avi", ramp(num_frames=4))
     assert data.count(b"FMP4") >= 1
     assert reason(data.replace(b"FMP4", b"ZZ99")) == "has an unknown codec"
+
+
+def test_a_codec_that_no_clips_come_in_is_refused(tmp_path):
+    with av.open(tmp_path / "clip.avi", "w") as file:
+        stream = file.add_stream("cinepak", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        for frame in ramp(num_frames=4, height=48, width=64):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        file.mux(stream.encode())
+    data = (tmp_path / "clip.avi").read_bytes()
+    assert reason(data) == "has a codec that is not read (cinepak)"
+    with pytest.raises(BadClip, match=r"not read \(cinepak\)"):
+        decode_clip(data, [0], grey=False)
+
+
+def test_every_decoder_that_is_allowed_is_one():
+    known = {av.Codec(name, "r").name for name in DECODERS.split(",")}
+    assert known == set(DECODERS.split(","))
 
 
 def test_a_lying_clip_is_set_upright(tmp_path):

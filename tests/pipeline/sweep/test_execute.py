@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,8 @@ from pipeline.data.index import load_manifest
 from pipeline.errors import UserError
 from pipeline.files import write_json_atomic
 from pipeline.mask_rules import MasksConfig
-from pipeline.sweep.checks import check_trials
+from pipeline.model import build_model
+from pipeline.sweep.checks import check_disk, check_trials
 from pipeline.sweep.execute import RESULT_FILES, Paths, dry_run, only_copy, plan_runs, publish
 from pipeline.sweep.plan import plan_experiments, plan_sweep
 from pipeline.train.run import DONE, Run
@@ -130,6 +132,22 @@ def test_what_cannot_be_built_is_said_before_anything_starts(tiny_suite: Suite) 
     wrong = dart.model_copy(update={"tokenizer": dart.tokenizer.model_copy(update=scored)})
     with pytest.raises(UserError, match=r"the plan: 1 problem\n  dart-4: .*did you mean 'timm/resnet18'"):
         check_trials([*trials, wrong, wrong], 10)
+
+
+def test_the_disk_needs_room_for_the_models_that_are_trained(
+    tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GB of weights: 3 checkpoints of 3 GB, of 4 with the average, beside what every run leaves in the end."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=12 * 10**9))
+    trial = plan_experiments(tiny_suite)[0]
+    check_disk(tmp_path, [trial] * 2, [10**9] * 2)
+    with pytest.raises(UserError, match=r"12000 MB free, 4 runs need about 13004 MB; make room"):
+        check_disk(tmp_path, [trial] * 4, [10**9] * 4)
+    averaged = trial.model_copy(update={"train": trial.train.model_copy(update={"model_ema_decay": 0.9})})
+    with pytest.raises(UserError, match=r"1 runs need about 13001 MB"):
+        check_disk(tmp_path, [averaged], [10**9])
+    (size,) = check_trials([trial], 10)
+    assert size == sum(tensor.nbytes for tensor in build_model(trial, 10).state_dict().values())
 
 
 def test_shards_of_another_size_are_refused(tiny_suite: Suite, paths: Paths) -> None:

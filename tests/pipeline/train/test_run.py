@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import warnings
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def test_a_full_disk_is_one_sentence_that_is_not_tried_again(trial: Trial, tiny_
     failure = json.loads((tmp_path / FAILED).read_text())
     assert failure["final"]
     assert failure["error"].endswith("no space left on the disk; free some and run the same again")
+
+
+def test_where_no_reason_was_left_it_is_found_by_writing(trial: Trial, tmp_path: Path) -> None:
+    """The largest file that is allowed stands for a quota, of which the free bytes of the disk say nothing."""
+    run = Run("tiny", "train", trial, "f" * 16, "cluttered-digits", "0" * 64, tmp_path)
+    assert run.failure() == "ended without a result (killed?)"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        failure = run.failure()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failure == f"{tmp_path}: no space left on the disk; free some and run the same again"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_success_after_a_failure_leaves_no_word_of_it(trial: Trial, tiny_shards: Path, tmp_path: Path) -> None:
