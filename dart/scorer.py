@@ -207,4 +207,4 @@ def scores_to_density(scores: Tensor, floor: float, blur: int) -> Tensor:
         frames = density.flatten(0, -3)[:, None]
         density = F.avg_pool2d(frames, 3, 1, 1, count_include_pad=False).view_as(density)
     density = density / density.sum(tuple(range(1, density.ndim)), keepdim=True)
-    return (1 - floor) * density + floor / density[0].numel()
+    return (1 - floor) * density + floor / density.shape[1:].numel()

@@ -101,6 +101,11 @@ def test_gradients_are_finite_in_every_corner(options, image):
     assert all(p.grad.isfinite().all() for p in tokenizer.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_empty_batch_has_no_tokens(options):
+    assert build(**options).inspect(torch.rand(0, 1, 96, 96)).tokens.shape == (0, 36, 24)
+
+
 def test_a_row_count_can_be_chosen_at_call_time():
     regions = build().inspect(torch.rand(1, 1, 96, 96), 30, 3).regions[0]
     assert regions[:, 1].unique().numel() == 3
