@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dart.kernels import embed_regions, sample_regions
-from dart.partition import geometry_dtype, partition_image, plan_grid, plan_rows, uniform_regions
+from dart.partition import check_whole, geometry_dtype, partition_image, plan_grid, plan_rows, uniform_regions
 from dart.pos_embed import GeometricPosEmbed, carry_table
 from dart.registry import PARTITIONS, POS_EMBEDS, ROW_WEIGHTS, SAMPLINGS
 from dart.scorer import scores_to_density
@@ -216,16 +216,14 @@ def check_score_options(score_floor: float, score_blur: int) -> None:
     """Refuse what makes no density of scores."""
     if not 0 < score_floor <= 1:
         raise ValueError(f"score_floor = {score_floor}: must be above 0 and at most 1 (share that is uniform)")
-    if score_blur < 0:
+    if check_whole("score_blur", score_blur) < 0:
         raise ValueError(f"score_blur = {score_blur}: must be at least 0 (passes of a mean filter)")
 
 
 def check_budget(token_budget: int, img_size: tuple[int, int], whole: str = "image") -> int:
     """The budget, if an image of that size allows it."""
     pixels = img_size[0] * img_size[1]
-    if not isinstance(token_budget, int):
-        raise ValueError(f"token_budget = {token_budget!r}: must be a whole number")
-    if not 1 <= token_budget <= pixels:
+    if not 1 <= check_whole("token_budget", token_budget) <= pixels:
         raise ValueError(f"token_budget = {token_budget}: must be from 1 to the {whole}'s {pixels} pixels")
     return token_budget
 
