@@ -59,7 +59,8 @@ def build_tokenizer(
         in_chans: C.
         num_frames: T that the model is made for, of clips (B, C, T, H, W); None for images.
         pos_embed, table_size: How the model tells where tokens are; paper mode knows a table of 14 x 14 alone.
-        scorer: A name of `dart.scorer.build_scorer`, or of `dart.paper.scorer.SCORERS`; None for "conv".
+        scorer: A name of `dart.scorer.build_scorer` (None: "conv"), or of `dart.paper.scorer.SCORERS`
+            (None: "mobilenetv3_small_v1"). `timm.create_model` leaves out what is None: there it is the model's own.
         pretrained_scorer, frozen_scorer, score_input, scorer_stage, scorer_norm: See `dart.scorer.build_scorer`.
         num_rows: See `dart.tokenizer.DartTokenizer`.
         regions: `REGION_OPTIONS`, see there too.

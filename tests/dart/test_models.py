@@ -298,6 +298,12 @@ def test_a_uniform_model_refuses_a_scorer():
         dart.models.RegionVisionTransformer(tokenizer="drat", token_budget=4)
 
 
+def test_an_image_is_scored_as_it_is_if_full_is_asked_for():
+    options = {"depth": 1, "scorer": "mobilenetv3_small", "score_input": "full"}  # None would not arrive
+    scorer = timm.create_model("dart_vit_micro", **options).patch_embed.scorer
+    assert scorer.resize(torch.rand(1, 3, 100, 60)).shape == (1, 3, 100, 60)
+
+
 def test_options_of_dart_do_not_reach_the_uniform_twin():
     model = dart.models.build("uniform_vit_micro", num_classes=3, scorer="conv", score_floor=0.1, score_blur=0)
     assert not [name for name, _ in model.named_parameters() if "scorer" in name]
