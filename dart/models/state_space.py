@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dart.models.classifier import StateSpaceClassifier, check_pool
 from dart.models.mamba import BidirectionalMixer, MambaBlock, StreamNorm
-from dart.models.tokenizers import build_tokenizer, set_token_budget
+from dart.models.tokenizers import build_tokenizer, record_changes, set_token_budget
 from dart.pos_embed import map_features
 from dart.tokenizer import to_pair
 
@@ -186,6 +186,9 @@ class StateSpaceModel(StateSpaceClassifier):
             self.patch_embed.set_input_size(img_size)
             self.pos_embed = nn.Parameter(self.fit_table(self.pos_embed.detach(), self.patch_embed.grid_size))
             self.table_size = self.patch_embed.grid_size
+        # The table of regions stays, where that of a new model of this size would be another.
+        stays = self.tokenizer != "plain" and self.pos_embed is not None
+        record_changes(self, **({"table_size": self.table_size[0]} if stays else {}))
         self._renew_feature_info()
 
     def set_token_budget(self, token_budget: int, num_rows: int | None = None) -> None:
@@ -193,6 +196,7 @@ class StateSpaceModel(StateSpaceClassifier):
         if self.tokenizer == "plain":
             self._refuse_budget("token_budget", token_budget)
         set_token_budget(self.patch_embed, token_budget, num_rows)
+        record_changes(self, token_budget=token_budget, num_rows=num_rows)
         self._renew_feature_info()
 
     def fit_table(self, table: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -115,6 +115,16 @@ def set_token_budget(patch_embed: Any, token_budget: int, num_rows: int | None) 
     patch_embed.num_patches, patch_embed.num_rows = token_budget, num_rows
 
 
+def record_changes(model: Any, **arguments: Any) -> None:
+    """Have timm's export to the hub describe a model as it is now: its usual image size, and these arguments."""
+    try:
+        from timm.models._input import update_model_args, update_model_input_size
+    except ImportError:  # an older timm exports the arguments that its caller names, and no others
+        return
+    update_model_input_size(model, model.patch_embed.img_size)
+    update_model_args(model, **arguments)
+
+
 def _build_paper(
     shape: tuple[Any, int, int, int], num_frames: int | None, scorer: str | None, score_input: str, budget: Any
 ) -> nn.Module:

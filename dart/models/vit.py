@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dart.baselines.build import build_reducer
 from dart.baselines.reducer import Reducer
 from dart.baselines.stream import Stream, restore, scale_patches
-from dart.models.tokenizers import TOKENIZER_OPTIONS, build_tokenizer, set_token_budget
+from dart.models.tokenizers import TOKENIZER_OPTIONS, build_tokenizer, record_changes, set_token_budget
 from dart.pos_embed import map_features
 
 
@@ -212,11 +212,13 @@ class RegionVisionTransformer(VisionTransformer):
     ) -> None:
         """Make another image size the usual one; no weight changes (timm's contract)."""
         self.patch_embed.set_input_size(img_size, patch_size)
+        record_changes(self)
         self._renew_feature_info()
 
     def set_token_budget(self, token_budget: int, num_rows: int | None = None) -> None:
         """Spend another number of patch tokens per image from now on; no weight changes."""
         set_token_budget(self.patch_embed, token_budget, num_rows)
+        record_changes(self, token_budget=token_budget, num_rows=num_rows)
         self._renew_feature_info()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -255,6 +255,17 @@ def test_saved_for_the_hub_and_created_from_there(tmp_path):
     assert torch.equal(model(images), again(images))
 
 
+def test_another_size_and_budget_go_through_the_hub(tmp_path):
+    model = build(num_rows=6)
+    model.set_input_size((64, 160))
+    model.set_token_budget(25)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.patch_embed.img_size == (64, 160)
+    images = images_for(model)
+    assert torch.equal(model(images), again(images))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
