@@ -104,7 +104,8 @@ class DartTokenizer(nn.Module):
         """(B, C, H, W) -> tokens (B, N, D), differentiable down to the scores.
 
         Raises:
-            ValueError: another number of channels, a side below one patch, more tokens than pixels, not a number.
+            ValueError: another number of channels, a side below one patch, more tokens than pixels, pixels that are not
+                floating point, or not finite.
         """
         return self.inspect(images, num_patches, num_rows, with_patches=False).tokens
 
@@ -236,7 +237,9 @@ def check_images(images: Tensor, in_chans: int, patch_size: int) -> None:
 
 
 def check_pixels(images: Tensor, patch_size: int, name: str) -> None:
-    """Refuse images or clips (B, ..., H, W) that are too small, or not of numbers."""
+    """Refuse images or clips (B, ..., H, W) that are too small, not floating point, or not of numbers."""
+    if not images.dtype.is_floating_point:
+        raise ValueError(f"{name} = {images.dtype}: must be floating point; divide bytes by 255")
     if min(images.shape[-2:]) < patch_size:
         size = f"{images.shape[-2]} x {images.shape[-1]}"
         raise ValueError(f"{name} = {size} px: sides must be at least one patch ({patch_size} px); resize them")

@@ -148,6 +148,7 @@ def test_density_is_positive_smooth_and_keeps_its_floor():
         (torch.rand(2, 3, 96, 96), r"images = \(2, 3, 96, 96\): must be \(batch, 1, height, width\)"),
         (torch.rand(1, 96, 96), r"images = \(1, 96, 96\): must be \(batch, 1, height, width\)"),
         (torch.rand(2, 1, 96, 7), r"images = 96 x 7 px: sides must be at least one patch \(8 px\)"),
+        (torch.rand(2, 1, 96, 96).byte(), "images = torch.uint8: must be floating point; divide bytes by 255"),
         (torch.tensor([0.0, torch.nan])[:, None, None, None].expand(2, 1, 96, 96), r"images\[1\] = NaN or infinity"),
     ],
 )
