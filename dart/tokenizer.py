@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dart.kernels import embed_regions, sample_regions
 from dart.partition import check_whole, geometry_dtype, partition_image, plan_grid, plan_rows, uniform_regions
-from dart.pos_embed import GeometricPosEmbed, carry_table
+from dart.pos_embed import GeometricPosEmbed, carry_table, region_shares
 from dart.registry import PARTITIONS, POS_EMBEDS, ROW_WEIGHTS, SAMPLINGS
 from dart.scorer import scores_to_density
 
@@ -153,6 +153,11 @@ class DartTokenizer(nn.Module):
         """A square position table (1, G * G, D) averaged over each region: (B or 1, N, D)."""
         side = math.isqrt(table.shape[1])
         return carry_table(table, tokenization.regions, tokenization.img_size, (side, side))
+
+    @staticmethod
+    def share_cells(tokenization: Tokenization, grid_size: tuple[int, int]) -> Tensor:
+        """How much of every cell of a grid over the image lies in every region: (B or 1, N, G_h * G_w), in cells."""
+        return region_shares(tokenization.regions, tokenization.img_size, grid_size)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

@@ -101,9 +101,9 @@ class TokenSegmenter(RegionVisionTransformer):
         With labels (B, H, W), the pair of logits and labels that a loss compares: here both are of the image's pixels.
         """
         img_size = (x.shape[-2], x.shape[-1])
-        tokens, regions = self.embed(x, num_patches, num_rows)
+        tokens, found = self.embed(x, num_patches, num_rows)
         logits = self.forward_head(
-            self.run_blocks(tokens), regions, img_size, self.count_rows(img_size, num_patches, num_rows)
+            self.run_blocks(tokens), found.regions, img_size, self.count_rows(img_size, num_patches, num_rows)
         )
         return logits if labels is None else (logits, labels)
 
