@@ -177,6 +177,8 @@ def build_scorer(
         if pretrained or frozen or stage is not None:
             remedy = "train it" if name == "conv" else "leave them out"
             raise ValueError(f"scorer = {name!r}: has no published weights, to freeze or not, and no stages; {remedy}")
+        if score_input not in (SCORE_INPUT_PX, None, "full"):  # the first is what nobody said
+            raise ValueError(f"score_input = {score_input!r}: {name} reads the image as it is; leave it out")
         return ConvScorer(in_chans) if name == "conv" else CONTROLS[name]()
     side = check_score_input(score_input)
     if norm not in (None, "batch", "group"):

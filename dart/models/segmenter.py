@@ -87,6 +87,8 @@ class TokenSegmenter(RegionVisionTransformer):
             raise ValueError("mode = 'paper': tokens that lie in two rows cannot be painted; use an upernet model")
         if kwargs.get("reducer") is not None:
             raise ValueError(f"reducer = {kwargs['reducer']!r}: a segmenter paints every token; leave it out")
+        if kwargs.get("global_pool"):
+            raise ValueError(f"global_pool = {kwargs['global_pool']!r}: a segmenter pools nothing; leave it out")
         # Every token counts by itself: nothing is pooled, and the last norm is of tokens.
         super().__init__(num_classes=0, mode=mode, **{**kwargs, "global_pool": ""})
         self.num_classes = num_classes

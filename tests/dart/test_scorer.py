@@ -169,6 +169,7 @@ def test_a_models_own_initialisation_leaves_the_scorer_alone():
         ("mobilenetv3_small", {"score_input": "half"}, "score_input = 'half': must be .*; try 224, or 'full'"),
         ("mobilenetv3_small", {"norm": "layer"}, "norm = 'layer': unknown; known: batch, group"),
         ("timm/vit_tiny_patch16_224", {"score_input": None}, "score_input = None or .* reads one size only; try 224"),
+        ("conv", {"score_input": 64}, "score_input = 64: conv reads the image as it is; leave it out"),
         ("conv", {"pretrained": True}, "scorer = 'conv': has no published weights"),
         ("timm/mnasnet_050", {"pretrained": True}, "pretrained = True: .* cannot be had .*pretrained=False"),
     ],
