@@ -104,7 +104,7 @@ def _timm_features(name: str, in_chans: int, pretrained: bool, stage: int | None
     fixed_size = bool(get_pretrained_cfg_value(plain, "fixed_input_size"))
     if fixed_size:
         if score_input is None:
-            raise ValueError(f"score_input = None: {name} reads one size only; try 224 (pixels)")
+            raise ValueError(f"score_input = None or 'full': {name} reads one size only; try 224 (pixels)")
         options["img_size"] = score_input
     try:
         network = timm.create_model(plain, **options)

@@ -22,7 +22,8 @@ def plan_rows(num_patches: int, num_rows: int | None = None, aspect: float = 1.0
 
     `aspect` is height over width; for square images that is the paper's round(sqrt(num_patches)).
     """
-    rows = min(num_patches, max(1, round((num_patches * aspect) ** 0.5))) if num_rows is None else num_rows
+    rows = min(num_patches, max(1, round((num_patches * aspect) ** 0.5)))
+    rows = rows if num_rows is None else check_whole("num_rows", num_rows)
     if not 1 <= rows <= num_patches:
         raise ValueError(f"num_rows = {rows}: must be from 1 to num_patches ({num_patches})")
     return rows
@@ -32,7 +33,8 @@ def plan_grid(num_patches: int, num_rows: int | None = None, aspect: float = 1.0
     """Rows and columns of a grid partition: `num_rows`, or the divisor that makes uniform cells most nearly square."""
     divisors = [r for r in range(1, num_patches + 1) if num_patches % r == 0]
     wanted = (num_patches * aspect) ** 0.5
-    rows = min(divisors, key=lambda r: abs(math.log(r / wanted))) if num_rows is None else num_rows
+    rows = min(divisors, key=lambda r: abs(math.log(r / wanted)))
+    rows = rows if num_rows is None else check_whole("num_rows", num_rows)
     if rows not in divisors:
         near = min(divisors, key=lambda r: abs(r - rows))
         raise ValueError(f"num_rows = {rows}: a grid of {num_patches} tokens needs a divisor; try {near}")
@@ -173,6 +175,13 @@ def overlap(edges: Tensor, num_cells: int) -> Tensor:
     left = torch.arange(num_cells, device=edges.device, dtype=edges.dtype)
     covered = (edges[..., None] - left).clamp(0, 1)
     return covered[..., 1:, :] - covered[..., :-1, :]
+
+
+def check_whole(where: str, value: int) -> int:
+    """The value, if it is a whole number; a graph that is written down may hold a symbol of one."""
+    if not isinstance(value, (int, torch.SymInt)):
+        raise ValueError(f"{where} = {value!r}: must be a whole number")
+    return value
 
 
 def check_row_weight(row_weight: str) -> None:

@@ -142,7 +142,12 @@ def map_features(tokens: Tensor, regions: Tensor, img_size: tuple[int, int], gri
     Returns:
         (B, D, G_h, G_w). Tokens on the uniform partition of that grid are only reshaped.
     """
-    shares = region_shares(regions, img_size, grid_size).transpose(1, 2)  # (B, G_h * G_w, N)
+    return map_by_shares(tokens, region_shares(regions, img_size, grid_size), grid_size)
+
+
+def map_by_shares(tokens: Tensor, shares: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """As `map_features`, of how much of every cell lies in every token: shares (B or 1, N, G_h * G_w)."""
+    shares = shares.mT  # (B, G_h * G_w, N)
     weights = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
     return (weights.to(tokens.dtype) @ tokens).transpose(1, 2).unflatten(2, grid_size)
 

@@ -150,7 +150,7 @@ def build_scorer(
     *,
     pretrained: bool = False,
     frozen: bool | None = None,
-    score_input: int | None = SCORE_INPUT_PX,
+    score_input: int | str | None = SCORE_INPUT_PX,
     stage: int | None = None,
     norm: str | None = None,
 ) -> nn.Module:
@@ -164,7 +164,7 @@ def build_scorer(
         in_chans: C.
         pretrained: Start from the network's published ImageNet weights. They expect images normalised as theirs were.
         frozen: No training of the features; None: frozen if pretrained.
-        score_input: See `FeatureScorer`.
+        score_input: See `FeatureScorer`; "full" is None, which `timm.create_model` does not hand through.
         stage: Which of the network's stages is scored, as timm counts them (`out_indices`); None: the deepest.
         norm: What becomes of batch norms: "batch" keeps them, with stored statistics; "group" replaces them. None is
             "group" for features trained from scratch, else "batch". Say "batch" to build, without downloading anything,
@@ -177,16 +177,27 @@ def build_scorer(
         if pretrained or frozen or stage is not None:
             remedy = "train it" if name == "conv" else "leave them out"
             raise ValueError(f"scorer = {name!r}: has no published weights, to freeze or not, and no stages; {remedy}")
+        if score_input not in (SCORE_INPUT_PX, None, "full"):  # the first is what nobody said
+            raise ValueError(f"score_input = {score_input!r}: {name} reads the image as it is; leave it out")
         return ConvScorer(in_chans) if name == "conv" else CONTROLS[name]()
-    if score_input is not None and (score_input < STRIDE_PX or score_input % STRIDE_PX):
-        raise ValueError(f"score_input = {score_input}: must be a multiple of {STRIDE_PX} px; try {SCORE_INPUT_PX}")
+    side = check_score_input(score_input)
     if norm not in (None, "batch", "group"):
         raise ValueError(f"norm = {norm!r}: unknown; known: batch, group")
     frozen = pretrained if frozen is None else frozen
-    features = build_features(name, in_chans, pretrained=pretrained, stage=stage, score_input=score_input)
+    features = build_features(name, in_chans, pretrained=pretrained, stage=stage, score_input=side)
     if norm == "group" or (norm is None and not pretrained and not frozen):
         batch_to_group_norm(features.network)
-    return FeatureScorer(features, frozen=frozen, score_input=score_input)
+    return FeatureScorer(features, frozen=frozen, score_input=side)
+
+
+def check_score_input(score_input: int | str | None) -> int | None:
+    """Pixels on a side of the copy that is scored; None for the image as it is."""
+    if score_input is None or score_input == "full":
+        return None
+    if not isinstance(score_input, int) or score_input < STRIDE_PX or score_input % STRIDE_PX:
+        rule = f"must be a multiple of {STRIDE_PX} px; try {SCORE_INPUT_PX}, or 'full'"
+        raise ValueError(f"score_input = {score_input!r}: {rule}")
+    return score_input
 
 
 def scores_to_density(scores: Tensor, floor: float, blur: int) -> Tensor:
@@ -207,4 +218,4 @@ def scores_to_density(scores: Tensor, floor: float, blur: int) -> Tensor:
         frames = density.flatten(0, -3)[:, None]
         density = F.avg_pool2d(frames, 3, 1, 1, count_include_pad=False).view_as(density)
     density = density / density.sum(tuple(range(1, density.ndim)), keepdim=True)
-    return (1 - floor) * density + floor / density[0].numel()
+    return (1 - floor) * density + floor / density.shape[1:].numel()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dart.kernels import embed_regions, sample_regions
-from dart.partition import geometry_dtype, partition_image, plan_grid, plan_rows, uniform_regions
-from dart.pos_embed import GeometricPosEmbed, carry_table
+from dart.partition import check_whole, geometry_dtype, partition_image, plan_grid, plan_rows, uniform_regions
+from dart.pos_embed import GeometricPosEmbed, carry_table, region_shares
 from dart.registry import PARTITIONS, POS_EMBEDS, ROW_WEIGHTS, SAMPLINGS
 from dart.scorer import scores_to_density
 
@@ -104,7 +104,8 @@ class DartTokenizer(nn.Module):
         """(B, C, H, W) -> tokens (B, N, D), differentiable down to the scores.
 
         Raises:
-            ValueError: another number of channels, a side below one patch, more tokens than pixels, not a number.
+            ValueError: another number of channels, a side below one patch, more tokens than pixels, pixels that are not
+                floating point, or not finite.
         """
         return self.inspect(images, num_patches, num_rows, with_patches=False).tokens
 
@@ -152,6 +153,11 @@ class DartTokenizer(nn.Module):
         """A square position table (1, G * G, D) averaged over each region: (B or 1, N, D)."""
         side = math.isqrt(table.shape[1])
         return carry_table(table, tokenization.regions, tokenization.img_size, (side, side))
+
+    @staticmethod
+    def share_cells(tokenization: Tokenization, grid_size: tuple[int, int]) -> Tensor:
+        """How much of every cell of a grid over the image lies in every region: (B or 1, N, G_h * G_w), in cells."""
+        return region_shares(tokenization.regions, tokenization.img_size, grid_size)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -216,16 +222,14 @@ def check_score_options(score_floor: float, score_blur: int) -> None:
     """Refuse what makes no density of scores."""
     if not 0 < score_floor <= 1:
         raise ValueError(f"score_floor = {score_floor}: must be above 0 and at most 1 (share that is uniform)")
-    if score_blur < 0:
+    if check_whole("score_blur", score_blur) < 0:
         raise ValueError(f"score_blur = {score_blur}: must be at least 0 (passes of a mean filter)")
 
 
 def check_budget(token_budget: int, img_size: tuple[int, int], whole: str = "image") -> int:
     """The budget, if an image of that size allows it."""
     pixels = img_size[0] * img_size[1]
-    if not isinstance(token_budget, int):
-        raise ValueError(f"token_budget = {token_budget!r}: must be a whole number")
-    if not 1 <= token_budget <= pixels:
+    if not 1 <= check_whole("token_budget", token_budget) <= pixels:
         raise ValueError(f"token_budget = {token_budget}: must be from 1 to the {whole}'s {pixels} pixels")
     return token_budget
 
@@ -238,7 +242,9 @@ def check_images(images: Tensor, in_chans: int, patch_size: int) -> None:
 
 
 def check_pixels(images: Tensor, patch_size: int, name: str) -> None:
-    """Refuse images or clips (B, ..., H, W) that are too small, or not of numbers."""
+    """Refuse images or clips (B, ..., H, W) that are too small, not floating point, or not of numbers."""
+    if not images.dtype.is_floating_point:
+        raise ValueError(f"{name} = {images.dtype}: must be floating point; divide bytes by 255")
     if min(images.shape[-2:]) < patch_size:
         size = f"{images.shape[-2]} x {images.shape[-1]}"
         raise ValueError(f"{name} = {size} px: sides must be at least one patch ({patch_size} px); resize them")

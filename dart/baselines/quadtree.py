@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dart.partition import geometry_dtype
+from dart.partition import check_whole, geometry_dtype
 from dart.tokenizer import DartTokenizer, check_budget
 
 NUM_BINS = 32  # of the histogram of grey values, from the image's darkest to its brightest
@@ -197,7 +197,7 @@ def _row_counts(num_patches: int, num_rows: int | None, aspect: float) -> range:
     """Rows that a start grid of at most N cells may have."""
     if num_rows is None:
         return range(1, min(num_patches, math.ceil((num_patches * aspect) ** 0.5) + 1) + 1)
-    if not 1 <= num_rows <= num_patches:
+    if not 1 <= check_whole("num_rows", num_rows) <= num_patches:
         raise ValueError(f"num_rows = {num_rows}: must be from 1 to num_patches ({num_patches})")
     return range(num_rows, num_rows + 1)
 

@@ -38,13 +38,13 @@ def sample_regions_reference(images: Tensor, regions: Tensor, patch_size: int, s
     """The plain PyTorch twin: torch's bilinear look-up, in the image or in its integral."""
     if sampling not in ("area", "point"):
         raise ValueError(f"sampling = {sampling!r}: unknown; known: 'area', 'point'")
-    batch = images.shape[0]  # `len` would make it a constant of an exported graph
+    batch, channels = images.shape[:2]  # `len` would make the batch a constant of an exported graph
     if regions.shape[0] < batch:  # shared: the batch becomes channels, every address and weight is found once
         images = images.flatten(0, 1)[None]
     read = _box if sampling == "area" else _point
     x0, y0, x1, y1 = regions.unbind(-1)
     patches = read(images, *_widen(x0, x1, patch_size), *_widen(y0, y1, patch_size), patch_size)  # (1 | B, ., N, P, P)
-    return patches.view(batch, -1, *patches.shape[-3:]).transpose(1, 2).to(images.dtype)
+    return patches.view(batch, channels, *patches.shape[-3:]).transpose(1, 2).to(images.dtype)
 
 
 def _widen(low: Tensor, high: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:

@@ -28,17 +28,15 @@ class StateSpaceClassifier(nn.Module, ABC):
     grad_checkpointing: bool
 
     @abstractmethod
-    def embed(
-        self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Images or clips -> the first block's tokens (B, L, D), and the regions (B or 1, N, 4); None for the grid."""
+    def embed(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> tuple[Tensor, Any]:
+        """Images or clips -> the first block's tokens (B, L, D), and how they are tokenized; None for the grid."""
 
     @abstractmethod
     def split_class(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N + 1, D) -> the class token (B, 1, D), and the others (B, N, D) in their order."""
 
     @abstractmethod
-    def to_map(self, patches: Tensor, regions: Tensor | None, images: Tensor) -> Tensor:
+    def to_map(self, patches: Tensor, tokenization: Any, images: Tensor) -> Tensor:
         """Patch tokens (B, N, D) as a map (B, D, rows, columns)."""
 
     def forward(self, images: Tensor, *, num_patches: int | None = None, num_rows: int | None = None) -> Tensor:
@@ -76,7 +74,7 @@ class StateSpaceClassifier(nn.Module, ABC):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f'output_fmt = {output_fmt!r}: must be "NCHW" or "NLC"')
         taken, last = feature_take_indices(len(self.layers), indices)
-        mixed, regions = self.embed(x)
+        mixed, tokenization = self.embed(x)
         stream = None
         found = []
         for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
@@ -84,7 +82,7 @@ class StateSpaceClassifier(nn.Module, ABC):
             if i in taken:
                 after = add_to_stream(mixed, stream)
                 found.append(self.split_class(self.norm_f(after) if norm else after.to(mixed.dtype)))
-        maps = [self.to_map(patches, regions, x) if output_fmt == "NCHW" else patches for _, patches in found]
+        maps = [self.to_map(patches, tokenization, x) if output_fmt == "NCHW" else patches for _, patches in found]
         prefixes = [prefix for prefix, _ in found]
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}

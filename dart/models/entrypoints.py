@@ -152,7 +152,7 @@ def _defaults(spec: Spec, num_frames: int | None) -> dict[str, Any]:
         found["token_budget"] *= num_frames
         found["img_size"] = min(found["img_size"], CLIP_SIDE_PX)
     if spec.head:
-        found |= PAINT[spec.backbone]
+        found |= {**PAINT[spec.backbone], "global_pool": ""}
     return {**found, **size}
 
 

@@ -87,6 +87,8 @@ class TokenSegmenter(RegionVisionTransformer):
             raise ValueError("mode = 'paper': tokens that lie in two rows cannot be painted; use an upernet model")
         if kwargs.get("reducer") is not None:
             raise ValueError(f"reducer = {kwargs['reducer']!r}: a segmenter paints every token; leave it out")
+        if kwargs.get("global_pool"):
+            raise ValueError(f"global_pool = {kwargs['global_pool']!r}: a segmenter pools nothing; leave it out")
         # Every token counts by itself: nothing is pooled, and the last norm is of tokens.
         super().__init__(num_classes=0, mode=mode, **{**kwargs, "global_pool": ""})
         self.num_classes = num_classes
@@ -101,9 +103,9 @@ class TokenSegmenter(RegionVisionTransformer):
         With labels (B, H, W), the pair of logits and labels that a loss compares: here both are of the image's pixels.
         """
         img_size = (x.shape[-2], x.shape[-1])
-        tokens, regions = self.embed(x, num_patches, num_rows)
+        tokens, found = self.embed(x, num_patches, num_rows)
         logits = self.forward_head(
-            self.run_blocks(tokens), regions, img_size, self.count_rows(img_size, num_patches, num_rows)
+            self.run_blocks(tokens), found.regions, img_size, self.count_rows(img_size, num_patches, num_rows)
         )
         return logits if labels is None else (logits, labels)
 

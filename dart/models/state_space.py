@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dart.models.classifier import StateSpaceClassifier, check_pool
 from dart.models.mamba import BidirectionalMixer, MambaBlock, StreamNorm
-from dart.models.tokenizers import build_tokenizer, set_token_budget
-from dart.pos_embed import map_features
+from dart.models.tokenizers import build_tokenizer, record_changes, set_token_budget
+from dart.pos_embed import map_by_shares
 from dart.tokenizer import to_pair
 
 
@@ -129,10 +129,8 @@ class StateSpaceModel(StateSpaceClassifier):
             raise ValueError(f"{said}: for dart_* and uniform_* models alone; leave out, or choose one of those models")
         return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
 
-    def embed(
-        self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, C, H, W) -> the first block's tokens (B, L, D), and the regions (B or 1, N, 4); None for the grid.
+    def embed(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> tuple[Tensor, Any]:
+        """(B, C, H, W) -> the first block's tokens (B, L, D), and how they are tokenized; None for the grid.
 
         Raises:
             ValueError: images of a shape that the model cannot read; a budget for a model that has none.
@@ -144,18 +142,18 @@ class StateSpaceModel(StateSpaceClassifier):
             prefix = prefix + place
         if self.tokenizer == "plain":
             self._check_plain(images, num_patches, num_rows)
-        patches, regions = self.tokenize(images, table, num_patches, num_rows)
-        return self.pos_drop(self.join_class(prefix.expand(images.shape[0], -1, -1), patches)), regions
+        patches, found = self.tokenize(images, table, num_patches, num_rows)
+        return self.pos_drop(self.join_class(prefix.expand(images.shape[0], -1, -1), patches)), found
 
     def tokenize(
         self, images: Tensor, table: Tensor | None, num_patches: int | None, num_rows: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, C, H, W) and the table (1, G_h * G_w, D) -> patch tokens with positions (B, N, D), and the regions."""
+    ) -> tuple[Tensor, Any]:
+        """(B, C, H, W) and the table (1, G_h * G_w, D) -> patch tokens with positions (B, N, D), and how."""
         if self.tokenizer == "plain":
             return self.patch_embed(images) + table, None
         found = self.patch_embed.inspect(images, num_patches, num_rows, with_patches=False)
         tokens = found.tokens if table is None else found.tokens + self.patch_embed.carry(table, found)
-        return tokens, found.regions
+        return tokens, found
 
     def split_class(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N + 1, D) -> the class token (B, 1, D), and the others (B, N, D) in their order."""
@@ -167,12 +165,12 @@ class StateSpaceModel(StateSpaceClassifier):
         i = self.class_index(patches.shape[1])
         return torch.cat((patches[:, :i], prefix, patches[:, i:]), 1)
 
-    def to_map(self, patches: Tensor, regions: Tensor | None, images: Tensor) -> Tensor:
+    def to_map(self, patches: Tensor, tokenization: Any, images: Tensor) -> Tensor:
         """Patch tokens (B, N, D) as a map (B, D, rows, columns), re-gridded by shared area where they are regions."""
-        if regions is None:
+        if tokenization is None:
             return patches.mT.unflatten(2, self.patch_embed.grid_size)
-        size = (images.shape[-2], images.shape[-1])
-        return map_features(patches, regions, size, self.patch_embed.dynamic_feat_size(size))
+        grid = self.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
+        return map_by_shares(patches, self.patch_embed.share_cells(tokenization, grid), grid)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -186,6 +184,9 @@ class StateSpaceModel(StateSpaceClassifier):
             self.patch_embed.set_input_size(img_size)
             self.pos_embed = nn.Parameter(self.fit_table(self.pos_embed.detach(), self.patch_embed.grid_size))
             self.table_size = self.patch_embed.grid_size
+        # The table of regions stays, where that of a new model of this size would be another.
+        stays = self.tokenizer != "plain" and self.pos_embed is not None
+        record_changes(self, **({"table_size": self.table_size[0]} if stays else {}))
         self._renew_feature_info()
 
     def set_token_budget(self, token_budget: int, num_rows: int | None = None) -> None:
@@ -193,6 +194,7 @@ class StateSpaceModel(StateSpaceClassifier):
         if self.tokenizer == "plain":
             self._refuse_budget("token_budget", token_budget)
         set_token_budget(self.patch_embed, token_budget, num_rows)
+        record_changes(self, token_budget=token_budget, num_rows=num_rows)
         self._renew_feature_info()
 
     def fit_table(self, table: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -59,7 +59,8 @@ def build_tokenizer(
         in_chans: C.
         num_frames: T that the model is made for, of clips (B, C, T, H, W); None for images.
         pos_embed, table_size: How the model tells where tokens are; paper mode knows a table of 14 x 14 alone.
-        scorer: A name of `dart.scorer.build_scorer`, or of `dart.paper.scorer.SCORERS`; None for "conv".
+        scorer: A name of `dart.scorer.build_scorer` (None: "conv"), or of `dart.paper.scorer.SCORERS`
+            (None: "mobilenetv3_small_v1"). `timm.create_model` leaves out what is None: there it is the model's own.
         pretrained_scorer, frozen_scorer, score_input, scorer_stage, scorer_norm: See `dart.scorer.build_scorer`.
         num_rows: See `dart.tokenizer.DartTokenizer`.
         regions: `REGION_OPTIONS`, see there too.
@@ -112,6 +113,16 @@ def set_token_budget(patch_embed: Any, token_budget: int, num_rows: int | None) 
     check_budget(token_budget, (height * getattr(patch_embed, "num_frames", 1), width))
     patch_embed.plan(token_budget, num_rows)
     patch_embed.num_patches, patch_embed.num_rows = token_budget, num_rows
+
+
+def record_changes(model: Any, **arguments: Any) -> None:
+    """Have timm's export to the hub describe a model as it is now: its usual image size, and these arguments."""
+    try:
+        from timm.models._input import update_model_args, update_model_input_size
+    except ImportError:  # an older timm exports the arguments that its caller names, and no others
+        return
+    update_model_input_size(model, model.patch_embed.img_size)
+    update_model_args(model, **arguments)
 
 
 def _build_paper(

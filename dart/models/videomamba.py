@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dart.models.state_space import StateSpaceModel
-from dart.pos_embed import map_features, resample_times
+from dart.pos_embed import map_by_shares, resample_times
 from dart.tokenizer import check_size
 
 
@@ -55,8 +55,8 @@ class VideoMamba(StateSpaceModel):
 
     def tokenize(
         self, images: Tensor, table: Tensor | None, num_patches: int | None, num_rows: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Images as ever, or clips (B, C, T, H, W) -> patch tokens with positions in space and time, and the regions.
+    ) -> tuple[Tensor, Any]:
+        """Images as ever, or clips (B, C, T, H, W) -> patch tokens with positions in space and time, and how.
 
         Regions are pixels of the tall image of all frames below each other, T H x W.
         """
@@ -68,19 +68,19 @@ class VideoMamba(StateSpaceModel):
             return (tokens + table + times[:, :, None]).flatten(1, 2), None
         found = self.patch_embed.inspect(images, num_patches, num_rows, with_patches=False)
         if table is None:
-            return found.tokens, found.regions
-        return found.tokens + self.patch_embed.carry(table, found, self.temporal_pos_embedding), found.regions
+            return found.tokens, found
+        return found.tokens + self.patch_embed.carry(table, found, self.temporal_pos_embedding), found
 
-    def to_map(self, patches: Tensor, regions: Tensor | None, images: Tensor) -> Tensor:
+    def to_map(self, patches: Tensor, tokenization: Any, images: Tensor) -> Tensor:
         """Of clips, one map per frame: (B, N, D) -> (B, D, T, rows, columns)."""
         if self.num_frames is None:
-            return super().to_map(patches, regions, images)
+            return super().to_map(patches, tokenization, images)
         frames, height, width = images.shape[-3:]
-        if regions is None:
+        if tokenization is None:
             return patches.mT.unflatten(2, (frames, *self.patch_embed.grid_size))
-        rows, cols = self.patch_embed.dynamic_feat_size((frames * height, width), frames)
-        stacked = map_features(patches, regions, (frames * height, width), (rows, cols))
-        return stacked.unflatten(2, (frames, rows // frames))
+        grid = self.patch_embed.dynamic_feat_size((frames * height, width), frames)
+        stacked = map_by_shares(patches, self.patch_embed.share_cells(tokenization, grid), grid)
+        return stacked.unflatten(2, (frames, grid[0] // frames))
 
     def fit_entries(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of an image model start one of clips, and those of clips fit another number of frames."""

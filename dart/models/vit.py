@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from dart.baselines.build import build_reducer
 from dart.baselines.reducer import Reducer
 from dart.baselines.stream import Stream, restore, scale_patches
-from dart.models.tokenizers import TOKENIZER_OPTIONS, build_tokenizer, set_token_budget
-from dart.pos_embed import map_features
+from dart.models.tokenizers import TOKENIZER_OPTIONS, build_tokenizer, record_changes, set_token_budget
+from dart.pos_embed import map_by_shares
 
 
 class Answer(NamedTuple):
@@ -82,10 +82,8 @@ class RegionVisionTransformer(VisionTransformer):
         """Entries of the position table that belong to class and register tokens."""
         return 0 if self.no_embed_class else self.num_prefix_tokens
 
-    def embed(
-        self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) -> the sequence for the blocks (B, prefix + N, D), and the regions (B or 1, N, 4)."""
+    def embed(self, images: Tensor, num_patches: int | None = None, num_rows: int | None = None) -> tuple[Tensor, Any]:
+        """Images (B, C, H, W) -> the sequence for the blocks (B, prefix + N, D), and how they are tokenized."""
         found = self.patch_embed.inspect(images, num_patches, num_rows, with_patches=False)
         tokens = found.tokens
         prefix = [t.expand(tokens.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
@@ -94,7 +92,7 @@ class RegionVisionTransformer(VisionTransformer):
             tokens = tokens + self.patch_embed.carry(table, found)
             if prefix and self.num_table_prefixes:
                 prefix = [torch.cat(prefix, 1) + special]
-        return self.norm_pre(self.patch_drop(self.pos_drop(torch.cat([*prefix, tokens], 1)))), found.regions
+        return self.norm_pre(self.patch_drop(self.pos_drop(torch.cat([*prefix, tokens], 1)))), found
 
     def forward(
         self,
@@ -169,7 +167,7 @@ class RegionVisionTransformer(VisionTransformer):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Any:
-        """timm's contract; maps are re-gridded from irregular tokens by shared area (`map_features`).
+        """timm's contract; maps are re-gridded from irregular tokens by shared area (`map_by_shares`).
 
         With a reducer, maps show every token of the start as what has become of it, and as zeros where it is gone.
         """
@@ -177,7 +175,7 @@ class RegionVisionTransformer(VisionTransformer):
             raise ValueError(f"output_fmt = {output_fmt!r}: must be NCHW or NLC")
         wanted, last = feature_take_indices(len(self.blocks), indices)
         img_size = (x.shape[-2], x.shape[-1])
-        x, regions = self.embed(x)
+        x, tokenization = self.embed(x)
         if self.reducer is not None:
             self._refuse_masks(attn_mask, is_causal)
             stream, counts = self.reducer.follow(x), self.reducer.plan(x.shape[1] - self.num_prefix_tokens)
@@ -197,7 +195,8 @@ class RegionVisionTransformer(VisionTransformer):
         maps = [y[:, self.num_prefix_tokens :] for y in found]
         if output_fmt == "NCHW":
             grid = self.patch_embed.dynamic_feat_size(img_size)
-            maps = [map_features(y, regions, img_size, grid) for y in maps]
+            shares = self.patch_embed.share_cells(tokenization, grid)
+            maps = [map_by_shares(y, shares, grid) for y in maps]
         with_prefixes = return_prefix_tokens and prefixes is not None
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}
@@ -212,11 +211,13 @@ class RegionVisionTransformer(VisionTransformer):
     ) -> None:
         """Make another image size the usual one; no weight changes (timm's contract)."""
         self.patch_embed.set_input_size(img_size, patch_size)
+        record_changes(self)
         self._renew_feature_info()
 
     def set_token_budget(self, token_budget: int, num_rows: int | None = None) -> None:
         """Spend another number of patch tokens per image from now on; no weight changes."""
         set_token_budget(self.patch_embed, token_budget, num_rows)
+        record_changes(self, token_budget=token_budget, num_rows=num_rows)
         self._renew_feature_info()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

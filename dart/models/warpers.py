@@ -183,7 +183,7 @@ def build_warper(
         mode: "invariant", or "paper" for the authors' to the letter.
         partition: "grid": the others have no columns that align.
         scorer: A name of `dart.scorer.build_scorer` (None: "conv"), or of `dart.paper.scorer.SCORERS`
-            (None: "efficientnet_b0_v1").
+            (None: "efficientnet_b0_v1"). `timm.create_model` leaves out what is None: there it is the model's own.
         pretrained_scorer, frozen_scorer, score_input, scorer_stage, scorer_norm: See `dart.scorer.build_scorer`.
         options: score_floor, score_blur, sampling.
 

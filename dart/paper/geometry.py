@@ -128,6 +128,24 @@ def carry_grid(grid: Tensor, heights: Tensor, edges: Tensor) -> Tensor:
     return average_tokens(average_rows(grid, heights).flatten(1, 2), edges)
 
 
+def strip_shares(heights: Tensor, edges: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """How much of every cell of a grid lies in every token, all its rows counted; for maps, without gradient.
+
+    Args:
+        heights: (B, R) nominal px.
+        edges: (B, N + 1) in cells of the strip.
+        grid_size: G_h, G_w.
+
+    Returns:
+        (B, N, G_h * G_w), in cells.
+    """
+    ends = heights.detach().cumsum(-1) / CELL_PX
+    rows = overlap(torch.cat([torch.zeros_like(ends[:, :1]), ends], -1), grid_size[0])  # (B, R, G_h)
+    parts = overlap(edges.detach(), heights.shape[-1] * grid_size[1]).unflatten(-1, (-1, grid_size[1]))
+    with torch.autocast(edges.device.type, enabled=False):
+        return torch.einsum("brg,bnrw->bngw", rows, parts).flatten(2)
+
+
 def token_regions(heights: Tensor, edges: Tensor, width: int) -> Tensor:
     """The rectangle of every token, for figures: (B, N, 4) as x0, y0, x1, y1 in input pixels.
 

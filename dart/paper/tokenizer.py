@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dart.paper.geometry import CELL_PX, carry_grid, cut_image, token_regions
+from dart.paper.geometry import CELL_PX, carry_grid, cut_image, strip_shares, token_regions
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import PaperScorer
 from dart.partition import plan_rows
@@ -122,6 +122,11 @@ class PaperTokenizer(nn.Module):
         with torch.autocast(table.device.type, enabled=False):
             grid = table.to(edges.dtype).unflatten(1, self.grid_size)
             return carry_grid(grid, heights, edges * (GRID_SIDE / self.img_size[1])).to(table.dtype)
+
+    def share_cells(self, tokenization: PaperTokenization, grid_size: tuple[int, int]) -> Tensor:
+        """How much of every cell of the score grid lies in every token: (B, N, G_h * G_w), in cells."""
+        scale = GRID_SIDE / self.img_size[1]  # cells per pixel
+        return strip_shares(tokenization.row_heights, tokenization.strip_edges * scale, grid_size)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

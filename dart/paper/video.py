@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dart.paper.geometry import CELL_PX, carry_grid, cut_image, token_regions
+from dart.paper.geometry import CELL_PX, carry_grid, cut_image, strip_shares, token_regions
 from dart.paper.sampling import sample_tokens
 from dart.paper.scorer import first_stages, standardise
 from dart.paper.tokenizer import GRID_SIDE
@@ -153,6 +153,11 @@ class VideoTokenizer(nn.Module):
         # Not isqrt(N T): sqrt(961 / 9) * 9 is just below 93.
         rows = math.floor(math.sqrt(token_budget / self.num_frames) * self.num_frames)
         return plan_rows(token_budget, num_rows or rows)
+
+    @staticmethod
+    def share_cells(tokenization: VideoTokenization, grid_size: tuple[int, int]) -> Tensor:
+        """How much of every cell of the score grids lies in every token: (B, N, G_h * G_w), in cells."""
+        return strip_shares(tokenization.row_heights, tokenization.strip_edges / CELL_PX, grid_size)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

@@ -255,6 +255,17 @@ def test_saved_for_the_hub_and_created_from_there(tmp_path):
     assert torch.equal(model(images), again(images))
 
 
+def test_another_size_and_budget_go_through_the_hub(tmp_path):
+    model = build(num_rows=6)
+    model.set_input_size((64, 160))
+    model.set_token_budget(25)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.patch_embed.img_size == (64, 160)
+    images = images_for(model)
+    assert torch.equal(model(images), again(images))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -296,6 +307,12 @@ def test_a_uniform_model_refuses_a_scorer():
         timm.create_model("uniform_vit_nano", scorer="conv")
     with pytest.raises(ValueError, match="tokenizer = 'drat': unknown; known: dart, uniform"):
         dart.models.RegionVisionTransformer(tokenizer="drat", token_budget=4)
+
+
+def test_an_image_is_scored_as_it_is_if_full_is_asked_for():
+    options = {"depth": 1, "scorer": "mobilenetv3_small", "score_input": "full"}  # None would not arrive
+    scorer = timm.create_model("dart_vit_micro", **options).patch_embed.scorer
+    assert scorer.resize(torch.rand(1, 3, 100, 60)).shape == (1, 3, 100, 60)
 
 
 def test_options_of_dart_do_not_reach_the_uniform_twin():

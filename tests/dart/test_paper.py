@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torchvision.models import mobilenet_v3_small
 
 from dart.paper import PaperTokenizer
-from dart.paper.geometry import carry_grid, cut_image, token_regions
+from dart.paper.geometry import carry_grid, cut_image, strip_shares, token_regions
 from dart.paper.reshaper import (
     DenseReshaper,
     GridWarp,
@@ -91,6 +91,15 @@ def test_budgets(tokenizer, budget):
     assert found.strip_edges[:, -1].tolist() == [rows * 224] * 2
     x0, y0, x1, y1 = found.regions.unbind(-1)
     assert torch.stack([x0, y0, x1 - x0 - 1e-3, y1 - y0 - 1e-3, 224.001 - x1, 224.001 - y1]).min() >= 0
+
+
+def test_a_map_counts_every_part_of_a_straddling_token(tokenizer):
+    heights, edges = torch.tensor([[24.0, 8.0, 16.0]]), torch.tensor([[0.0, 1.0, 5.5, 6.0]])  # 3 x 2 cells, 3 tokens
+    expected = [[1, 0, 0.5, 0, 0, 0], [0, 1, 0.5, 1, 1, 0.5], [0, 0, 0, 0, 0, 0.5]]
+    assert strip_shares(heights, edges, (3, 2))[0].tolist() == expected
+    found = tokenizer.read(random(2, 3, 224, 224).float(), (4 * random(2, 14, 14)).exp().float(), 121, 11)
+    whole = tokenizer.share_cells(found, tokenizer.grid_size).sum(1)
+    torch.testing.assert_close(whole, torch.ones(2, 196), rtol=0, atol=1e-4)
 
 
 def test_a_straddling_token_is_drawn_in_the_row_of_its_middle():

@@ -279,6 +279,7 @@ def test_under_autocast_and_in_bfloat16():
     ("options", "said"),
     [
         ({"mode": "paper"}, "mode = 'paper': tokens that lie in two rows cannot be painted; use an upernet"),
+        ({"global_pool": "avg"}, "global_pool = 'avg': a segmenter pools nothing; leave it out"),
         ({"head_points": 0}, "head_points = 0: must be a whole number, at least 1"),
         ({"head_dim": 2.5}, "head_dim = 2.5: must be a whole number, at least 1"),
         ({"head_depth": -1}, "head_depth = -1: must be a whole number, at least 0"),

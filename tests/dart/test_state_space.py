@@ -194,6 +194,18 @@ def test_saved_for_the_hub_and_created_from_there(name, kwargs, tmp_path):
     assert torch.equal(model(images), again(images))
 
 
+@pytest.mark.parametrize("name", ["dart_vim_nano", "vim_tiny"])
+def test_another_size_and_budget_go_through_the_hub(name, tmp_path):
+    model = build(name, **SMALL)  # a table whose side depends on the size
+    model.set_input_size((64, 48))
+    if name != "vim_tiny":
+        model.set_token_budget(21, 5)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.rand(2, 1, 64, 48)
+    assert torch.equal(model(images), again(images))
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs"), [*KINDS, ("videomamba_tiny", {k: v for k, v in CLIPS.items() if k != "token_budget"})]
 )

@@ -101,6 +101,11 @@ def test_gradients_are_finite_in_every_corner(options, image):
     assert all(p.grad.isfinite().all() for p in tokenizer.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_empty_batch_has_no_tokens(options):
+    assert build(**options).inspect(torch.rand(0, 1, 96, 96)).tokens.shape == (0, 36, 24)
+
+
 def test_a_row_count_can_be_chosen_at_call_time():
     regions = build().inspect(torch.rand(1, 1, 96, 96), 30, 3).regions[0]
     assert regions[:, 1].unique().numel() == 3
@@ -143,6 +148,7 @@ def test_density_is_positive_smooth_and_keeps_its_floor():
         (torch.rand(2, 3, 96, 96), r"images = \(2, 3, 96, 96\): must be \(batch, 1, height, width\)"),
         (torch.rand(1, 96, 96), r"images = \(1, 96, 96\): must be \(batch, 1, height, width\)"),
         (torch.rand(2, 1, 96, 7), r"images = 96 x 7 px: sides must be at least one patch \(8 px\)"),
+        (torch.rand(2, 1, 96, 96).byte(), "images = torch.uint8: must be floating point; divide bytes by 255"),
         (torch.tensor([0.0, torch.nan])[:, None, None, None].expand(2, 1, 96, 96), r"images\[1\] = NaN or infinity"),
     ],
 )
@@ -163,7 +169,10 @@ def test_finite_pixels_are_not_refused_because_their_sum_overflows():
         ({"num_rows": 0}, r"num_rows = 0: must be from 1 to num_patches \(36\)"),
         ({"num_rows": 50}, r"num_rows = 50: must be from 1 to num_patches \(36\)"),
         ({"num_rows": 5, "partition": "grid"}, "num_rows = 5: a grid of 36 tokens needs a divisor; try 4"),
+        ({"num_rows": 36**0.5}, "num_rows = 6.0: must be a whole number"),
+        ({"num_rows": 6.0, "partition": "grid"}, "num_rows = 6.0: must be a whole number"),
         ({"score_blur": -1}, "score_blur = -1: must be at least 0"),
+        ({"score_blur": 1.5}, "score_blur = 1.5: must be a whole number"),
         ({"score_floor": 0}, "score_floor = 0: must be above 0"),
         ({"token_budget": 3.5}, "token_budget = 3.5: must be a whole number"),
         ({"patch_size": (8, 4)}, r"patch_size = \(8, 4\): must be square"),
