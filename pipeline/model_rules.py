@@ -136,8 +136,8 @@ class TokenizerConfig(Strict):
         value = self.score_input
         if self.mode == "paper" and value not in ("full", 224, None):
             return [problem("score_input", value, "must be full or 224 in paper mode")]
-        if self.mode == "invariant" and (value == "full" or (isinstance(value, int) and value % 32)):
-            return [problem("score_input", value, "must be a multiple of 32 pixels", "try 224")]
+        if self.mode == "invariant" and isinstance(value, int) and value % 32:
+            return [problem("score_input", value, "must be a multiple of 32 pixels", "try 224, or full")]
         return []
 
 

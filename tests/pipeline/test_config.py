@@ -158,7 +158,10 @@ def problems(folder: Path, changes: dict) -> list[str]:
             "mode = 'paper': only of dart",
         ),
         ({"tokenizer": {**PAPER, "score_input": 96}}, "score_input = 96: must be full or 224 in paper mode"),
-        ({"tokenizer": {**SCORED, "score_input": 100}}, "score_input = 100: must be a multiple of 32 pixels; try 224"),
+        (
+            {"tokenizer": {**SCORED, "score_input": 100}},
+            "score_input = 100: must be a multiple of 32 pixels; try 224, or full",
+        ),
     ],
 )
 def test_every_mistake_has_its_sentence(tmp_path, changes, sentence):
@@ -246,7 +249,7 @@ def test_a_reducer_is_part_of_the_record_with_what_it_reads_and_of_no_other(tmp_
 
 
 def test_keys_without_a_meaning_are_no_part_of_the_record(tmp_path):
-    for tokenizer in (DIGITS["tokenizer"], PAPER, SCORED):
+    for tokenizer in (DIGITS["tokenizer"], PAPER, SCORED, {**SCORED, "score_input": "full"}):
         changes = {"tokenizer": tokenizer, "experiments": {"dart": {}}, "sweep/grid": {"train.lr": [0.1]}}
         suite = load_suite("digits", write_suite(tmp_path, changes))
         (trial, *_) = plan_experiments(suite)
