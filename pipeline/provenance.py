@@ -37,7 +37,10 @@ APART = (
 )
 # dvc.lock is written by every run; params.yaml says which suites are active, and where they run.
 NO_CODE = (":(exclude)dvc.lock", ":(exclude)params.yaml")
-PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "triton", "numpy", "ray", "mlflow", "dvc", "webdataset", "safetensors"),
+    *("pillow", "av"),  # which make pixels of files, and files of pixels
+)
 
 
 def fingerprint(trial: Trial, manifest_sha256: str, code_sha256: str) -> str:
