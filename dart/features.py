@@ -62,7 +62,7 @@ def torchvision_model(model_name: str, pretrained: bool, scorer: str) -> Any:
         weights = torchvision.models.get_model_weights(model_name).IMAGENET1K_V1
         try:
             model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        except Exception as error:
+        except Exception as error:  # of the network, the disk, or what is in the file
             raise _no_weights(scorer, error) from error
     return model
 

@@ -22,23 +22,24 @@ def plan_rows(num_patches: int, num_rows: int | None = None, aspect: float = 1.0
 
     `aspect` is height over width; for square images that is the paper's round(sqrt(num_patches)).
     """
-    rows = min(num_patches, max(1, round((num_patches * aspect) ** 0.5)))
-    rows = rows if num_rows is None else check_whole("num_rows", num_rows)
-    if not 1 <= rows <= num_patches:
-        raise ValueError(f"num_rows = {rows}: must be from 1 to num_patches ({num_patches})")
-    return rows
+    if num_rows is None:
+        num_rows = min(num_patches, max(1, round((num_patches * aspect) ** 0.5)))
+    if not 1 <= check_whole("num_rows", num_rows) <= num_patches:
+        raise ValueError(f"num_rows = {num_rows}: must be from 1 to num_patches ({num_patches})")
+    return num_rows
 
 
 def plan_grid(num_patches: int, num_rows: int | None = None, aspect: float = 1.0) -> tuple[int, int]:
     """Rows and columns of a grid partition: `num_rows`, or the divisor that makes uniform cells most nearly square."""
     divisors = [r for r in range(1, num_patches + 1) if num_patches % r == 0]
-    wanted = (num_patches * aspect) ** 0.5
-    rows = min(divisors, key=lambda r: abs(math.log(r / wanted)))
-    rows = rows if num_rows is None else check_whole("num_rows", num_rows)
-    if rows not in divisors:
-        near = min(divisors, key=lambda r: abs(r - rows))
-        raise ValueError(f"num_rows = {rows}: a grid of {num_patches} tokens needs a divisor; try {near}")
-    return rows, num_patches // rows
+    if num_rows is None:
+        wanted = (num_patches * aspect) ** 0.5
+        rows = min(divisors, key=lambda r: abs(math.log(r / wanted)))
+        return rows, num_patches // rows
+    if check_whole("num_rows", num_rows) not in divisors:
+        near = min(divisors, key=lambda r: abs(r - num_rows))
+        raise ValueError(f"num_rows = {num_rows}: a grid of {num_patches} tokens needs a divisor; try {near}")
+    return num_rows, num_patches // num_rows
 
 
 def partition_image(

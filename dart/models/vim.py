@@ -35,11 +35,11 @@ class VisionMamba(StateSpaceModel):
         **unread: Any,
     ) -> nn.Module:
         """As every plain model's, or with `patch_stride`, in pixels, `OverlappingPatches`."""
+        patches = super().build_patches(embed_dim, img_size, patch_size, in_chans, **unread)
         if patch_stride in (None, patch_size):
-            return super().build_patches(embed_dim, img_size, patch_size, in_chans, **unread)
+            return patches
         if not isinstance(patch_stride, int) or not 1 <= patch_stride < patch_size:
             raise ValueError(f"patch_stride = {patch_stride!r}: must be from 1 to patch_size ({patch_size} px), whole")
-        super().build_patches(embed_dim, img_size, patch_size, in_chans, **unread)  # refuses what is not read
         return OverlappingPatches(img_size, patch_size, in_chans, embed_dim, patch_stride)
 
 

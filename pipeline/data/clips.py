@@ -57,17 +57,18 @@ def short_clips(directory: Path, split: str, clip: ClipSampling) -> str | None:
     Raises:
         ShardError: as `load_split_index`.
     """
-    asked, fewest = _span(clip) if clip.sampling == "dense" else clip.num_frames, load_manifest(directory).num_frames
-    if fewest is None or fewest[0] >= asked:
+    dense, fewest = clip.sampling == "dense", load_manifest(directory).num_frames
+    asked = _span(clip) if dense else clip.num_frames
+    if fewest is None or fewest[0] >= asked:  # of all splits: as a rule no index need be read
         return None
     index = load_split_index(directory, split)
     assert index.num_frames is not None
-    few = int((index.num_frames < asked).sum())
+    few, shortest = int((index.num_frames < asked).sum()), int(index.num_frames.argmin())
     if few == 0:
         return None
-    key, least = index.keys[int(index.num_frames.argmin())], int(index.num_frames.min())
-    what = "spread over what there is" if clip.sampling == "dense" else "repeated"
-    return f"{split}: {few} of {len(index.keys)} clips have fewer than {asked} frames, {key} {least}: they are {what}"
+    of = f"{few} of {len(index.keys)} clips have fewer than {asked} frames"
+    what = "spread over what there is" if dense else "repeated"
+    return f"{split}: {of}, {index.keys[shortest]} {index.num_frames[shortest]}: they are {what}"
 
 
 def random_frames(available: int, clip: ClipSampling, rng: np.random.Generator) -> np.ndarray:

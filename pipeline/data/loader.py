@@ -1,6 +1,6 @@
 """The samples of a split in batches, in the order that `pipeline.data.order` says."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def _for_samples(
 class _Loader(DataLoader[Any]):
     """A refusal of a worker's is that of this process: torch says it behind its own words and the traceback."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Any:
         try:
             yield from super().__iter__()
         except UserError as error:
