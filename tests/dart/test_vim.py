@@ -51,7 +51,6 @@ def test_the_class_token_is_in_the_middle(images):
 
 
 def test_every_other_overlapping_patch_is_one_of_the_grid(images):
-    torch.manual_seed(0)
     long, plain = build(patch_stride=8), build()
     long.patch_embed.load_state_dict(plain.patch_embed.state_dict())
     patches = long.patch_embed(images).unflatten(1, (27, 27))

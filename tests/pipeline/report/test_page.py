@@ -118,8 +118,9 @@ def test_the_way_back_is_on_the_page(lab: Any) -> None:
     page = page_of(lab, links)
     text = "\n".join(page.text)
     assert f"manifest sha256 {records.runs[0].manifest_sha256}" in text
-    assert "git checkout 0123456789" in text
-    assert "dvc repro evaluate@digits benchmark@digits report" in text
+    begin = ["git checkout 0123456789", "# params.yaml, where the suite is not active: suites: [digits]"]
+    assert "\n".join([*begin, "dvc repro train@digits   #"]) in text
+    assert "\ndvc repro evaluate@digits benchmark@digits report" in text
     assert "train: epochs 3, global_batch_size 50, lr 0.002" in text
     assert [a["href"] for a in page.all("a") if "tracker" in a["href"]] == list(links.values())
     assert {row["id"] for row in page.all("th") if "id" in row} >= {"digits/train/dart-36", "digits/sweep/dart-16-nano"}

@@ -1,9 +1,9 @@
 """The body of `train` and `sweep`: one copy at a time, on the right data, and results whole or not at all."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -134,18 +134,16 @@ def test_what_cannot_be_built_is_said_before_anything_starts(tiny_suite: Suite) 
         check_trials([*trials, wrong, wrong], 10)
 
 
-def test_the_disk_needs_room_for_the_models_that_are_trained(
-    tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A GB of weights: 3 checkpoints of 3 GB, of 4 with the average, beside what every run leaves in the end."""
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=12 * 10**9))
+def test_the_disk_needs_room_for_the_models_that_are_trained(tiny_suite: Suite, tmp_path: Path) -> None:
+    """3 checkpoints of thrice the weights, of four times with the average, beside what every run leaves in the end."""
+    weights = shutil.disk_usage(tmp_path).free // 12  # of which 10 fit, and 13 do not
     trial = plan_experiments(tiny_suite)[0]
-    check_disk(tmp_path, [trial] * 2, [10**9] * 2)
-    with pytest.raises(UserError, match=r"12000 MB free, 4 runs need about 13004 MB; make room"):
-        check_disk(tmp_path, [trial] * 4, [10**9] * 4)
+    check_disk(tmp_path, [trial], [weights])
+    with pytest.raises(UserError, match=rf"4 runs need about {(13 * weights + 4 * 2**20) / 1e6:.0f} MB; make room"):
+        check_disk(tmp_path, [trial] * 4, [weights] * 4)
     averaged = trial.model_copy(update={"train": trial.train.model_copy(update={"model_ema_decay": 0.9})})
-    with pytest.raises(UserError, match=r"1 runs need about 13001 MB"):
-        check_disk(tmp_path, [averaged], [10**9])
+    with pytest.raises(UserError, match=rf"1 runs need about {(13 * weights + 2**20) / 1e6:.0f} MB"):
+        check_disk(tmp_path, [averaged], [weights])
     (size,) = check_trials([trial], 10)
     assert size == sum(tensor.nbytes for tensor in build_model(trial, 10).state_dict().values())
 
