@@ -4,6 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
@@ -15,10 +16,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro readme explain test check format bench chaos ui lock clean
+.PHONY: help repro readme explain test test-slow check format bench chaos ui lock clean
 
 help: ## list the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 repro: $(VENV)/ready ## raw data to comparison tables (about half an hour on two cores)
 	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --quiet --local core.no_scm true
@@ -32,8 +33,11 @@ readme: $(VENV)/ready ## show the last report's tables and pictures in README.md
 explain: $(VENV)/ready ## where a cell comes from: make explain CELL=digits/dart-36/top1_mean
 	@$(BIN)/python -m pipeline.report.explain $(CELL)
 
-test: $(VENV)/ready ## every test (up to half an hour on two cores)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+test: $(VENV)/ready ## the tests, but for the slow ones (under ten minutes on two cores)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/ready ## the slow ones: compilers, clusters, deaths (CI runs both)
+	@$(PYTEST) -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/ready ## lint, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -3,11 +3,13 @@
 # B batch, C channels, H W image pixels, N tokens, P patch side
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dart.kernels.dispatch import use_triton
+from dart.kernels.dispatch import is_exporting, use_triton
 
 # Below a hundredth of a pixel a box filter is a point sample; dividing by less amplifies rounding only.
 MIN_CELL_PX = 1e-2
@@ -60,11 +62,23 @@ def _box(images: Tensor, x0: Tensor, dx: Tensor, y0: Tensor, dy: Tensor, patch_s
     kept in float64, where the device has it: its corners differ by a millionth of its size.
     """
     wide = torch.float32 if images.device.type == "mps" else torch.float64
-    integral = F.pad(images, (1, 0, 1, 0)).cumsum(-1, dtype=wide).cumsum(-2)
+    integral = _integrate(images, wide)
     steps = torch.arange(patch_size + 1, device=x0.device, dtype=wide)
     x, y = (start[..., None].to(wide) + side[..., None] * steps for start, side in ((x0, dx), (y0, dy)))
     corners = _look_up(integral, x, y, align_corners=True)  # (B, C, N, P + 1, P + 1)
     return corners.diff(dim=-1).diff(dim=-2).to(x0.dtype) / (dx * dy)[:, None, :, None, None]
+
+
+def _integrate(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of all pixels above and left of every corner of pixels: (B, C, H, W) -> (B, C, H + 1, W + 1)."""
+    if images.device.type != "cpu" or images.requires_grad or torch.compiler.is_compiling() or is_exporting():
+        return F.pad(images, (1, 0, 1, 0)).cumsum(-1, dtype=dtype).cumsum(-2)
+    # The same bits in a fifth of the time: torch's running sum across lines takes one number after the other.
+    integral = images.new_zeros(*images.shape[:2], images.shape[2] + 1, images.shape[3] + 1, dtype=dtype)
+    torch.cumsum(images, -1, dtype=dtype, out=integral[..., 1:, 1:])
+    for above, line in pairwise(integral.unbind(-2)):
+        line.add_(above)
+    return integral
 
 
 def _point(images: Tensor, x0: Tensor, dx: Tensor, y0: Tensor, dy: Tensor, patch_size: int) -> Tensor:

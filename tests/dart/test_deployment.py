@@ -122,6 +122,7 @@ def test_compiled_to_machine_code():
     assert (tokens - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kwargs"), [*CASES, TWIN, RESIZED, *BASELINES])
 def test_exported_for_all_batch_sizes(name, kwargs):
     model = build(name, **kwargs)

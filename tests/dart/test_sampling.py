@@ -104,3 +104,12 @@ def test_regions_that_are_not_numbers_do_not_read_wild_addresses(sampling):
 def test_an_unknown_sampling_is_refused():
     with pytest.raises(ValueError, match="sampling = 'box': unknown; known: 'area', 'point'"):
         sample_regions(torch.rand(1, 1, 8, 8), torch.tensor([[[0.0, 0, 8, 8]]]), 2, "box")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [(2, 3, 37, 53), (1, 1, 1, 9), (2, 1, 9, 1), (0, 3, 8, 8)])
+def test_images_with_and_without_a_gradient_are_summed_to_the_same_bits(size, dtype):
+    images = torch.rand(size).to(dtype)
+    regions = torch.tensor([[[0.0, 0.0, size[3], size[2]], [0.3, 0.1, 0.9, 0.8]]]).expand(size[0], -1, -1)
+    with_gradient = sample_regions(images.clone().requires_grad_(), regions, 4, "area")
+    assert torch.equal(sample_regions(images, regions, 4, "area"), with_gradient)

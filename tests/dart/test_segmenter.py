@@ -243,6 +243,7 @@ def test_nothing_waits_for_the_device(name, kwargs):
     assert mode.num_operators > 100
 
 
+@pytest.mark.slow
 @every_kind
 def test_compiles_to_one_graph(name, kwargs):
     torch._dynamo.reset()
@@ -256,6 +257,7 @@ def test_compiles_to_one_graph(name, kwargs):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exported_for_all_batch_sizes():
     model = build_segmenter("dart_deit_tiny_segmenter", **{**DEIT, "depth": 1})
     batch = torch.export.Dim("batch", min=1)

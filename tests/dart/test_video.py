@@ -233,6 +233,7 @@ def test_under_autocast_the_regions_are_those_of_float32():
     assert build().bfloat16()(clips.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_exported_for_all_batch_sizes():
     tokenizer = build(row_weight="density", sampling="point").eval()
     batch = torch.export.Dim("batch", min=1)

@@ -20,7 +20,6 @@ VARIANTS = {"tiny": "tiny", "sm": "small"}
 PARAMETERS = {"mlp": "patch_embed.scorer.mlp.net.", "proj_": "patch_embed.proj.", "head_": "head."}
 
 
-@pytest.mark.slow
 @both_precisions
 @pytest.mark.parametrize("run", RUNS)
 def test_model(run, dtype):

@@ -59,7 +59,6 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_command_makes_the_tables(project):
     rows = list(csv.DictReader((project / "report/tiny/table.csv").open()))
@@ -74,7 +73,6 @@ def test_one_command_makes_the_tables(project):
     assert "dart-4" in run(project, "dvc", "metrics", "show")
 
 
-@pytest.mark.slow
 def test_the_sweep_does_not_repeat_what_the_table_has_trained(project):
     train, sweep = (
         json.loads((project / f"results/tiny/{s}/runs.json").read_text())["runs"] for s in ("train", "sweep")
@@ -84,14 +82,12 @@ def test_the_sweep_does_not_repeat_what_the_table_has_trained(project):
     assert len(list((project / "runs/tiny").glob("*/done.json"))) == 5
 
 
-@pytest.mark.slow
 def test_a_second_time_changes_no_byte(project):
     before = {path: path.read_bytes() for path in (project / "report").rglob("*") if path.is_file()}
     assert "Data and pipelines are up to date" in run(project, "dvc", "repro")
     assert before == {path: path.read_bytes() for path in (project / "report").rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 def test_an_edit_reruns_what_depends_on_it(project):
     path = project / "suites/tiny.yaml"
     path.write_text(SUITE.replace("gallery_samples: 2", "gallery_samples: 3"))

@@ -124,6 +124,7 @@ def test_autocast_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(grads, torch.autograd.grad(plain.sum(), args), strict=True))
 
 
+@pytest.mark.slow
 def test_it_exports_with_a_dynamic_batch():
     class Scan(torch.nn.Module):
         def forward(self, *args):

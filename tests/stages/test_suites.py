@@ -172,6 +172,7 @@ def shrink(experiment: dict[str, Any]) -> dict[str, Any]:
     return {**experiment, "model": model, "tokenizer": tokenizer, "train": train}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_large_suite_trains_and_tests_on_a_stand_in(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)

@@ -139,6 +139,7 @@ def test_the_figure_shows_what_was_trained_for_a_budget_beside_what_was_trained_
     assert heights[-1] == pytest.approx(100 * (np.mean([0.795, 0.8, 0.675]) + 0.02))
 
 
+@pytest.mark.slow
 def test_the_report_has_the_table_twice_the_same(asked: Lab, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_suite(asked.load(), tmp_path / name)
@@ -151,6 +152,7 @@ def test_the_report_has_the_table_twice_the_same(asked: Lab, tmp_path: Path) -> 
     assert len((tmp_path / "a/budgets.csv").read_text().splitlines()) == 14
 
 
+@pytest.mark.slow
 def test_where_nobody_asked_nothing_is_shown(lab: Lab, tmp_path: Path) -> None:
     assert budget_table(lab.load()).empty
     assert draw_budgets(lab.load()) is None
