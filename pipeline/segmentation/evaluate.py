@@ -17,7 +17,7 @@ from pipeline.files import write_text_atomic
 from pipeline.gallery import save_segmentation_gallery
 from pipeline.mask_rules import TestMasksConfig
 from pipeline.part import SPLIT, Part, in_order
-from pipeline.segmentation.tally import Tally, count, measure
+from pipeline.segmentation.tally import Tally, count, mean_iou, measure, pixel_accuracy
 from pipeline.segmentation.windows import Windows, look
 from pipeline.weights import Entry, load_model
 
@@ -50,8 +50,7 @@ def predict(part: Part, device: str = "cpu") -> Segmentations:
         ):
             found = count(truth, predicted, manifest.class_names, part.masks.small_frac)
             tally = tally.plus(found)
-            scores = measure(found)
-            rows.append((int(index), scores["pixel_accuracy"], scores["miou"]))
+            rows.append((int(index), pixel_accuracy(found.confusion), mean_iou(found.confusion)))
     indices, accuracies, mious = zip(*rows, strict=True) if rows else ((), (), ())  # more ranks than batches
     return Segmentations(np.array(indices, np.int64), np.array(accuracies, float), np.array(mious, float), tally)
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import ndimage
-from torch.nn import functional as F
 
 from pipeline.data.masks import IGNORE
 
 BACKGROUND = "background"  # a class of this name is no object
 BAND_FRAC = 0.02  # width of the band along contours, as a share of the image's diagonal (arXiv 2103.16562)
 MARGIN_FRAC = 0.25  # how far around a small object is looked, as a share of its longer side
+Box = tuple[slice, slice]
 CORNERS_TOUCH = np.ones((3, 3), bool)  # pixels that meet at a corner are of one object
 
 
@@ -46,20 +46,21 @@ def count(truth: torch.Tensor, predicted: torch.Tensor, class_names: tuple[str, 
         class_names: K of them.
         small_frac: A connected part of a class is a small object if it has fewer than this share of the image's pixels.
     """
-    num_classes, valid = len(class_names), truth != IGNORE
-    predicted = predicted.where(valid, IGNORE)  # whatever is said there, it has no contour
+    num_classes, true = len(class_names), truth.numpy()  # a call of NumPy's costs a tenth of one of torch's
+    valid = true != IGNORE
+    said = np.where(valid, predicted.numpy(), np.uint8(IGNORE))  # whatever is said there, it has no contour
+    bands = contour_band(true) & valid, contour_band(said) & valid
     return Tally(
         confusion(truth, predicted, num_classes),
-        _overlap(truth, predicted, contour_band(truth) & valid, contour_band(predicted) & valid, num_classes),
-        _around_small(truth, predicted, class_names, small_frac),
+        torch.from_numpy(_overlap(true, said, *bands, num_classes)),
+        torch.from_numpy(_around_small(true, said, class_names, small_frac)),
     )
 
 
 def confusion(truth: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Pixels by true and predicted class: (H, W) each -> (K, K) int64."""
-    valid = truth != IGNORE
-    pairs = truth[valid].long() * num_classes + predicted[valid].long()
-    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    pairs = (truth.long() * num_classes + predicted).masked_fill_(truth == IGNORE, num_classes**2)
+    return pairs.flatten().bincount(minlength=num_classes**2 + 1)[:-1].view(num_classes, num_classes)
 
 
 def measure(tally: Tally) -> dict[str, float | None]:
@@ -69,72 +70,93 @@ def measure(tally: Tally) -> dict[str, float | None]:
     share of the pixels that are right, and `miou_small` the mean over the classes of the small objects, counted in
     their boxes; None where there are none.
     """
-    hits = tally.confusion.diagonal()
-    unions = tally.confusion.sum(0) + tally.confusion.sum(1) - hits
     return {
-        "miou": _mean_ratio(hits, unions),
+        "miou": mean_iou(tally.confusion),
         "boundary_iou": _mean_ratio(*tally.band),
         "miou_small": _mean_ratio(*tally.small),
-        "pixel_accuracy": float(hits.sum() / tally.confusion.sum()) if tally.confusion.any() else None,
+        "pixel_accuracy": pixel_accuracy(tally.confusion),
     }
 
 
-def contour_band(classes: torch.Tensor) -> torch.Tensor:
+def mean_iou(confusion: torch.Tensor) -> float | None:
+    """As `measure` has it, of (K, K) pixels by true and predicted class."""
+    hits = confusion.diagonal()
+    return _mean_ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def pixel_accuracy(confusion: torch.Tensor) -> float | None:
+    """As `measure` has it, of (K, K) pixels by true and predicted class."""
+    total = confusion.sum()
+    return float(confusion.trace() / total) if total else None
+
+
+def contour_band(classes: np.ndarray) -> np.ndarray:
     """Pixels (H, W) of which another class, or the image's end, is at most the band's width away, in any direction.
 
     Pixels that do not count are no other class: nobody knows whether there is a contour.
     """
-    width = max(1, round(BAND_FRAC * (classes.shape[0] ** 2 + classes.shape[1] ** 2) ** 0.5))
-    values, ignored = classes.float()[None], (classes == IGNORE)[None]
-    highest, lowest = (
-        _pool(F.pad((sign * values).masked_fill(ignored, -1e3), (width,) * 4, value=1e3), width) for sign in (1, -1)
-    )
-    return (highest != classes) | (-lowest != classes)
+    height, width = classes.shape
+    reach = max(1, round(BAND_FRAC * (height**2 + width**2) ** 0.5))
+    band = np.ones(classes.shape, bool)
+    if min(height, width) > 2 * reach:
+        inner = (slice(reach, -reach),) * 2
+        lowest = _pool(np.minimum, classes, reach)  # IGNORE is above all classes
+        highest = _pool(np.maximum, np.where(classes == IGNORE, np.uint8(0), classes), reach)
+        band[inner] = lowest != highest
+    return band
 
 
-def small_boxes(truth: np.ndarray, label: int, small_frac: float) -> list[tuple[slice, slice]]:
-    """The boxes of small connected parts of a class, each with a margin around it."""
-    parts, _ = ndimage.label(truth == label, CORNERS_TOUCH)
+def small_boxes(truth: np.ndarray, label: int, place: Box, small_frac: float) -> list[Box]:
+    """The boxes of small connected parts of a class, each with a margin around it; `place` is the box of the class."""
+    parts, _ = ndimage.label(truth[place] == label, CORNERS_TOUCH)
     areas = np.bincount(parts.ravel())[1:]
     found = []
     for box, area in zip(ndimage.find_objects(parts), areas, strict=True):
         if area < small_frac * truth.size:
             margin = max(1, round(MARGIN_FRAC * max(side.stop - side.start for side in box)))
-            rows, cols = (slice(max(0, side.start - margin), side.stop + margin) for side in box)
-            found.append((rows, cols))
+            starts = [whole.start + side.start - margin for whole, side in zip(place, box, strict=True)]
+            stops = [whole.start + side.stop + margin for whole, side in zip(place, box, strict=True)]
+            found.append((slice(max(0, starts[0]), stops[0]), slice(max(0, starts[1]), stops[1])))
     return found
 
 
-def _around_small(
-    truth: torch.Tensor, predicted: torch.Tensor, class_names: tuple[str, ...], small_frac: float
-) -> torch.Tensor:
-    counts = torch.zeros(2, len(class_names), dtype=torch.int64)
-    for label in truth.unique().tolist():
-        if label == IGNORE or class_names[label] == BACKGROUND:
+def _around_small(true: np.ndarray, said: np.ndarray, class_names: tuple[str, ...], small_frac: float) -> np.ndarray:
+    counts = np.zeros((2, len(class_names)), np.int64)
+    places = ndimage.find_objects(true.astype(np.int32) + 1, len(class_names))  # it counts from one
+    for label, place in enumerate(places):
+        if place is None or class_names[label] == BACKGROUND:
             continue
-        near = torch.zeros_like(truth, dtype=torch.bool)
-        for rows, cols in small_boxes(truth.numpy(), label, small_frac):
-            near[rows, cols] = True
-        near &= truth != IGNORE
-        here, said = (truth == label) & near, (predicted == label) & near
-        counts[0, label], counts[1, label] = (here & said).sum(), (here | said).sum()
+        near = np.zeros(true.shape, bool)
+        for box in small_boxes(true, label, place, small_frac):
+            near[box] = True
+        near &= true != IGNORE
+        here, there = (true == label) & near, (said == label) & near
+        counts[:, label] = np.count_nonzero(here & there), np.count_nonzero(here | there)
     return counts
 
 
 def _overlap(
-    truth: torch.Tensor, predicted: torch.Tensor, true_band: torch.Tensor, said_band: torch.Tensor, num_classes: int
-) -> torch.Tensor:
-    """(2, K): by class, pixels in both bands, and in either."""
-    both = (true_band & said_band & (truth == predicted)).nonzero(as_tuple=True)
-    inside = truth[both].bincount(minlength=num_classes)
-    either = truth[true_band].bincount(minlength=num_classes) + predicted[said_band].bincount(minlength=num_classes)
-    return torch.stack([inside, either - inside])
+    true: np.ndarray, said: np.ndarray, true_band: np.ndarray, said_band: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """(2, K) int64: by class, pixels in both bands, and in either."""
+    marked = (true[true_band & said_band & (true == said)], true[true_band], said[said_band])
+    inside, true_count, said_count = (np.bincount(classes, minlength=num_classes) for classes in marked)
+    return np.stack([inside, true_count + said_count - inside])
 
 
-def _pool(padded: torch.Tensor, width: int) -> torch.Tensor:
-    """The greatest value at most `width` away, line by line and then column by column."""
-    side = 2 * width + 1
-    return F.max_pool2d(F.max_pool2d(padded, (1, side), 1), (side, 1), 1)[0]
+def _pool(largest: np.ufunc, values: np.ndarray, reach: int) -> np.ndarray:
+    """The greatest, or least, value at most `reach` away: (H, W) -> (H - 2 reach, W - 2 reach).
+
+    Line by line and then column by column, windows being put together of two that are half as long.
+    """
+    for _ in range(2):
+        length = 1
+        while length < 2 * reach + 1:
+            step = min(length, 2 * reach + 1 - length)
+            values = largest(values[:-step], values[step:])
+            length += step
+        values = values.T
+    return values
 
 
 def _mean_ratio(parts: torch.Tensor, wholes: torch.Tensor) -> float | None:
