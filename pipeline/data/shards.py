@@ -34,7 +34,7 @@ from pipeline.data.members import count_classes, encode_members, locate_members,
 from pipeline.data.options import DatasetOptions
 from pipeline.data.parts import anchored, check_space, identify, keeping_parts, open_samples
 from pipeline.errors import UserError
-from pipeline.files import building_dir, explaining_disk, write_bytes_atomic, write_json_atomic
+from pipeline.files import building_dir, explaining_disk, write_bytes_atomic, write_text_atomic
 from pipeline.placement import Placement
 from pipeline.spread import run_here, spread
 
@@ -151,7 +151,7 @@ def write_part(work: Work, part: Part, device: str) -> Written:
         record.unlink(missing_ok=True)
         samples = open_samples(work.options, work.raw_dir, part.split)
         written = write_shard(path, samples, range(part.start, part.stop), work.num_classes)
-        write_json_atomic(record, written)
+        write_text_atomic(record, json.dumps(written))  # indented, json takes ten times as long
     return written
 
 

@@ -3,6 +3,8 @@
 import itertools
 
 import numpy as np
+import pytest
+from PIL import Image
 
 from pipeline.data import digits
 from pipeline.data.catalog import DATASETS, SPLITS
@@ -24,6 +26,13 @@ def test_the_sources_are_all_there_and_every_class_is_divided_alike(tiny, digits
         counts = np.bincount(part.labels)
         assert np.abs(counts / counts.sum() - 0.1).max() < 0.01
         assert abs(len(part.ids) / 1797 - frac) < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 5, 8, 20, 33])
+def test_digits_upscaled_together_are_those_upscaled_one_by_one(size):
+    images = np.random.default_rng(size).integers(0, 256, (7, 8, 8), np.uint8)
+    one_by_one = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images]
+    assert np.array_equal(digits.upscale(images, size), one_by_one)
 
 
 def test_a_canvas_does_not_depend_on_what_was_made_before(tiny, digits_raw):
