@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from pipeline.report.records import Records
 from pipeline.report.statistics import CONFIDENCE
@@ -56,7 +56,7 @@ class Law(NamedTuple):
     @property
     def quantile(self) -> float:
         """Standard errors to either side of a value."""
-        return float(student.ppf(0.5 + CONFIDENCE / 2, self.dof))
+        return float(stdtrit(self.dof, 0.5 + CONFIDENCE / 2))
 
     @property
     def half_widths(self) -> Array:

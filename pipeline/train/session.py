@@ -19,6 +19,7 @@ from pipeline.train.lost import Watch, listening, own_raylet, watching
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # unset, parts of a cluster disagree about it
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # trials bring an environment of their own: none would fit
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
