@@ -1,6 +1,7 @@
 """`make bench`: every comparison, or the ones named: `python -m benchmarks sampling tokenizer`."""
 
 import argparse
+import ctypes
 import importlib
 import platform
 
@@ -8,6 +9,8 @@ COMPARISONS = (
     *("sampling", "tokenizer", "models", "scan", "warp", "digits", "budgets"),
     *("reading", "step", "trials", "report", "gpu"),
 )
+
+KEPT = ((-1, -1), (-4, 0))  # malloc.h of glibc: M_TRIM_THRESHOLD never, M_MMAP_MAX none
 
 
 def main() -> None:
@@ -21,15 +24,27 @@ def main() -> None:
     if args.rounds < 1:
         parser.error(f"--rounds = {args.rounds}: must be at least 1")
 
+    kept = ", memory kept" if keep_memory() else ""
     import torch
 
     from benchmarks.compare import show
 
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, fp32, ratios of medians")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, 1 thread, torch {torch.__version__}, fp32, ratios of medians{kept}")
     for name in args.names or COMPARISONS:
         for comparison in importlib.import_module(f"benchmarks.{name}").comparisons():
             show(comparison, args.rounds)
+
+
+def keep_memory() -> bool:
+    """Have freed memory stay with this process, for all contestants alike -> whether its C library can.
+
+    glibc hands tensors of 32 MB and more back when they are freed, and every page of the next one is made anew: half
+    the time of an interpolation to such a tensor. PyTorch's guide to speed on CPUs advises other allocators for the same reason.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(option, value) for option, value in KEPT)
 
 
 if __name__ == "__main__":

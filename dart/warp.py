@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dart.kernels.dispatch import is_exporting
 from dart.kernels.sample_regions import MIN_CELL_PX
 from dart.partition import geometry_dtype, grid_cells, grid_edges, whole_precision
 from dart.registry import SAMPLINGS
@@ -19,7 +18,6 @@ from dart.tokenizer import one_of
 
 # A cell without width has no inverse: it is taken to be so wide. A density with a floor has none.
 MIN_WIDTH_PX = 1e-6
-CACHED_NUMBERS = 1 << 18  # a map of so many is computed within a CPU's cache
 
 
 class GridWarp(NamedTuple):
@@ -221,28 +219,12 @@ def _apply(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
 def _look_up(images: Tensor, down: Neighbours, across: Neighbours) -> Tensor:
     """Bilinear: (B, C, H, W) -> (B, C, h, w), read at every line of `down` and every column of `across`.
 
-    On a CPU a few channels at a time, where nothing is differentiated: what lies between the two steps stays in the
-    cache, and no fresh memory is asked for but the result's, which costs a CPU more than the arithmetic.
-    """
-    reads = across.places[..., None] == torch.arange(images.shape[-1], device=images.device)
-    columns = (reads * across.shares.to(images.dtype)[..., None]).sum(2)  # (B or 1, w, W)
-    learning = torch.is_grad_enabled() and (images.requires_grad or columns.requires_grad)
-    if learning or images.device.type != "cpu" or torch.compiler.is_compiling() or is_exporting():
-        return _read(images, down, columns)
-    found = images.new_empty(*images.shape[:2], down.places.shape[1], columns.shape[1])
-    channels = max(1, CACHED_NUMBERS // max(1, found[:, :1].numel()))
-    for part, room in zip(images.split(channels, 1), found.split(channels, 1), strict=True):
-        room.copy_(_read(part, down, columns))
-    return found
-
-
-def _read(images: Tensor, down: Neighbours, columns: Tensor) -> Tensor:
-    """Lines as in `_look_up`, columns by a matrix (B or 1, w, W): (B, C, H, W) -> (B, C, h, w).
-
-    Columns by a product while the map is small, lines then as weighted sums of two whole lines in one pass over
+    Columns by a matrix product while the map is small, lines then as weighted sums of two whole lines in one pass over
     memory: less than half the time of `grid_sample`, whose coordinates need not be a grid.
     """
-    batch, channels, height = images.shape[:3]
+    batch, channels, height, width = images.shape
+    reads = across.places[..., None] == torch.arange(width, device=images.device)
+    columns = (reads * across.shares.to(images.dtype)[..., None]).sum(2)  # (B or 1, w, W)
     lines = torch.matmul(images.flatten(1, 2), columns.mT)  # (B, C H, w)
     planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1, 1)
     places = (planes * height + down.places[:, None]).flatten(0, 2)  # (B C h, 2)
