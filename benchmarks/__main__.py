@@ -41,7 +41,7 @@ def keep_memory() -> bool:
     """Have freed memory stay with this process, for all contestants alike -> whether its C library can.
 
     glibc hands tensors of 32 MB and more back when they are freed, and every page of the next one is made anew: half
-    the time of an interpolation to such a tensor. PyTorch's guide to speed on CPUs advises other allocators for the same reason.
+    the time of an interpolation to such a tensor. PyTorch's guide to speed advises other allocators for that.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(option, value) for option, value in KEPT)
