@@ -107,13 +107,14 @@ def segment_gallery(uniform: Segments, dart: Segments, names: Sequence[str]) -> 
 def gallery_pair(records: Records) -> tuple[Run, Run] | None:
     """The first uniform and DART runs with pictures of the same samples and, if possible, the same budget.
 
-    DART with scores that nothing has learned is a control, and not shown as DART.
+    Of several budgets the largest: the more regions, the clearer where they gather. DART with scores that nothing has
+    learned is a control, and not shown as DART.
     """
     runs = [run for run in records.runs if not run.problem and records.gallery_path(run).is_file()]
     runs = [run for run in runs if run.science["tokenizer"].get("scorer") not in CONTROL_SCORERS]
     uniform, dart = ([r for r in runs if r.science["tokenizer"]["name"] == n] for n in ("uniform", "dart"))
     pairs = [(u, d) for d in dart for u in uniform if u.science["model"] == d.science["model"]]
-    return min(pairs, key=lambda pair: abs(_budget(pair[0]) - _budget(pair[1])), default=None)
+    return min(pairs, key=lambda pair: (abs(_budget(pair[0]) - _budget(pair[1])), -_budget(pair[1])), default=None)
 
 
 def load_pictures(path: Path) -> Pictures | Segments:

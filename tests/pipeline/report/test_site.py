@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.report.figures import INSIDE, draw_axes, learning_curves, save, show_legend, styles, write_figures
 from pipeline.report.pictures import gallery_pair
+from pipeline.report.records import Run
 from pipeline.report.site import write_report
 
 FILES = {"table.csv", "table.md", "table.tex", "metrics.json", "sweep.csv", "summary.md", "figures"}
@@ -101,6 +103,19 @@ def test_the_gallery_pairs_equal_budgets(lab: Any) -> None:
     pair = gallery_pair(lab.load())
     assert pair is not None
     assert [run.name for run in pair] == ["uniform-36", "dart-36"]
+
+
+def test_of_several_budgets_the_gallery_shows_the_largest(lab: Any) -> None:
+    records = lab.load()
+    pair = gallery_pair(records)
+    assert pair is not None
+
+    def with_budget(run: Run, budget: int) -> Run:
+        return replace(run, science={**run.science, "tokenizer": {**run.science["tokenizer"], "token_budget": budget}})
+
+    runs = [with_budget(run, budget) for budget in (25, 49, 16) for run in pair]
+    found = gallery_pair(replace(records, runs=[*records.runs, *runs]))
+    assert found == (runs[2], runs[3])
 
 
 def test_a_figure_without_records_is_left_out(lab: Any, tmp_path: Path) -> None:
