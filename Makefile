@@ -48,10 +48,10 @@ format: $(VENV)/ready ## mend what lint and format can mend
 bench: $(VENV)/ready ## our parts against their peers, as ratios in one run
 	@$(BIN)/python -m benchmarks
 
-chaos: $(VENV)/ready ## kills and faults at every turn on the smoke suite, and what was lost (CHAOS_ARGS=--short)
+chaos: $(VENV)/ready ## kills and faults at every turn on a tiny suite of its own, and what was lost (CHAOS_ARGS=--short)
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
-ui: $(VENV)/ready ## MLflow on the recorded runs, at http://$(HOST):$(PORT); for others: HOST=... ALLOW=its.name
+ui: $(VENV)/ready ## MLflow on the recorded runs, at http://127.0.0.1:5000; for others: HOST=... ALLOW=its.name
 	@$(BIN)/python -m pipeline.tracking ui --host $(HOST) --port $(PORT) $(addprefix --allow ,$(ALLOW))
 
 lock: $(VENV)/uv ## resolve requirements.lock anew

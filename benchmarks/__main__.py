@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(COMPARISONS)}; default: all")
     parser.add_argument("--rounds", type=int, default=7, help="timed turns of every contestant (default 7)")
+    parser.add_argument("--release-memory", action="store_true", help="give freed memory back, as glibc does by itself")
     args = parser.parse_args()
     unknown = sorted(set(args.names) - set(COMPARISONS))
     if unknown:
@@ -24,7 +25,7 @@ def main() -> None:
     if args.rounds < 1:
         parser.error(f"--rounds = {args.rounds}: must be at least 1")
 
-    kept = ", memory kept" if keep_memory() else ""
+    kept = ", memory kept" if not args.release_memory and keep_memory() else ""
     import torch
 
     from benchmarks.compare import show

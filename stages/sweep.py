@@ -1,4 +1,4 @@
-"""Stage `sweep`: every point of a suite's sweep grid -> results/SUITE/sweep."""
+"""Stage `sweep`: every point of a suite's sweep, a grid or a search -> results/SUITE/sweep."""
 
 from pipeline.cli import run_stage
 from stages.train import main

@@ -26,7 +26,8 @@ def main() -> None:
     where = (
         "SUITE/EXPERIMENT/COLUMN of table.csv or sweep.csv, as digits/dart-36/top1_mean; of a point of the sweep that "
         "has an experiment's name SUITE/sweep/POINT/COLUMN; of budgets.csv SUITE/EXPERIMENT/at/BUDGET/COLUMN, with "
-        "SIGNAL/HELD behind BUDGET where budgets follow the image, as dart-any/at/40/spread/dataset"
+        "SIGNAL/HELD behind BUDGET where budgets follow the image, as "
+        "digits-budgets/dart-any/at/40/spread/dataset/top1_mean"
     )
     parser.add_argument("cell", metavar="CELL", help=where)
     parser.add_argument("--mlflow", action="store_true", help="ask MLflow for its ids of the runs too (some seconds)")

@@ -51,8 +51,9 @@ def figures(task: Task) -> dict[str, tuple[str, str]]:
     return {
         "accuracy-vs-gflops": (
             "Accuracy against cost",
-            f"Test {task.said} against multiply-accumulates per sample: the sweep as small points with its Pareto "
-            "front, the experiments as large points with the standard deviation over seeds. The table has the numbers.",
+            f"Test {task.said} against multiply-accumulates per sample: the experiments as large points with the "
+            "standard deviation over seeds; a sweep's points are small, its Pareto front is dashed. The table has the "
+            "numbers.",
         ),
         "learning-curves": (
             "Learning curves",

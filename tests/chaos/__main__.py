@@ -1,4 +1,4 @@
-"""python -m tests.chaos: the faults that a laboratory meets, on the smoke suite; says what was lost (nothing)."""
+"""python -m tests.chaos: the faults that a laboratory meets, on a tiny suite; says what was lost (nothing)."""
 
 import argparse
 import random

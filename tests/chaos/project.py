@@ -1,4 +1,4 @@
-"""The smoke suite as a folder: shards, a trial, and jobs that train it in runs of their own."""
+"""A tiny suite as a folder: shards, a trial, and jobs that train it in runs of their own."""
 
 import json
 import os
@@ -72,7 +72,7 @@ class Project:
 
 
 def make_project(root: Path) -> Project:
-    """The smoke suite with its data made, and little of it: a training takes a fraction of a second."""
+    """A tiny suite with its data made, and little of it: a training takes a fraction of a second."""
     write_tiny_suite(root)
     path = root / "suites/tiny.yaml"
     raw = load_yaml(path)

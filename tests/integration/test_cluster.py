@@ -1,5 +1,6 @@
 """Nodes that go and come, a cluster that dies: the same command goes on, to the weights of a training of its own."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -112,7 +113,8 @@ def test_a_run_goes_on_while_nodes_come_and_go_and_after_the_cluster_died(projec
         nodes.add_node(1)
         time.sleep(25)  # Ray Train's view of the nodes is up to 20 s old
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # Ray Train may have given it up before
+                process.kill()
         wait_for(lambda: sizes(project, "long")[-1] == 2, "a restart that takes the new node in", stage)
         done = num_epochs(project, "long")
         wait_for(lambda: num_epochs(project, "long") > done, "another epoch of two workers", stage)
